@@ -1,0 +1,244 @@
+"""Convolutional trunks of the image and video codecs.
+
+Encoder and decoder follow Table 7 of Esser et al. (arXiv:2012.09841): residual blocks with
+GroupNorm and swish, a middle with self-attention, strided downsampling padded at the right and
+bottom, nearest-neighbour upsampling. The temporal blocks are causal in time. Knows nothing of
+quantizers, ids or training.
+
+Shapes: B batch, C channels, H W pixels or grid, F frames.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with the most groups up to 32 that leave at least four channels each."""
+    n_groups = max(g for g in range(1, 33) if channels % g == 0 and (channels // g >= 4 or g == 1))
+    return nn.GroupNorm(n_groups, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """norm → swish → 3×3 → norm → swish → 3×3, with a 1×1 shortcut where the width changes."""
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(d_in)
+        self.conv1 = nn.Conv2d(d_in, d_out, 3, padding=1)
+        self.norm2 = group_norm(d_out)
+        self.conv2 = nn.Conv2d(d_out, d_out, 3, padding=1)
+        self.shortcut = nn.Conv2d(d_in, d_out, 1) if d_in != d_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.shortcut(x) + h
+
+
+class SpatialAttention(nn.Module):
+    """Single-head self-attention over the grid, scaled by C^-0.5 (2012.09841, Table 7)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(b, 3, c, h * w).transpose(2, 3).unbind(1)
+        y = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]  # (B, HW, C)
+        return x + self.out(y.transpose(1, 2).reshape(b, c, h, w))
+
+
+class Middle(nn.Sequential):
+    def __init__(self, channels: int, attention: bool) -> None:
+        attend: nn.Module = SpatialAttention(channels) if attention else nn.Identity()
+        super().__init__(
+            ResidualBlock(channels, channels), attend, ResidualBlock(channels, channels)
+        )
+
+
+class Downsample(nn.Module):
+    """3×3 stride 2 with one row and column of zeros at the bottom and right only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Encoder2d(nn.Module):
+    """Pixels (B, 3, H, W) in [-1, 1] → latents (B, width, H / s, W / s), s = patch · 2^(levels-1).
+
+    patch > 1 folds patch × patch pixels into channels before the first convolution (as the
+    wavelet stem of Cosmos does): the finest level, three quarters of the work, is then skipped.
+    """
+
+    def __init__(
+        self,
+        base: int,
+        multipliers: tuple[int, ...],
+        n_res_blocks: int,
+        attention: bool,
+        patch: int = 1,
+    ) -> None:
+        super().__init__()
+        widths = [base * m for m in multipliers]
+        layers: list[nn.Module] = [
+            nn.PixelUnshuffle(patch),
+            nn.Conv2d(3 * patch**2, widths[0], 3, padding=1),
+        ]
+        d = widths[0]
+        for level, width in enumerate(widths):
+            for _ in range(n_res_blocks):
+                layers.append(ResidualBlock(d, width))
+                d = width
+            if level < len(widths) - 1:
+                layers.append(Downsample(d))
+        self.width = d
+        self.stride = patch * 2 ** (len(widths) - 1)
+        self.layers = nn.Sequential(*layers, Middle(d, attention), group_norm(d), nn.SiLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Decoder2d(nn.Module):
+    """Latents (B, width, h, w) → pixels (B, 3, H, W); one residual block more per level."""
+
+    def __init__(
+        self,
+        base: int,
+        multipliers: tuple[int, ...],
+        n_res_blocks: int,
+        attention: bool,
+        patch: int = 1,
+    ) -> None:
+        super().__init__()
+        widths = [base * m for m in multipliers]
+        d = widths[-1]
+        self.width = d
+        layers: list[nn.Module] = [Middle(d, attention)]
+        for level in reversed(range(len(widths))):
+            for _ in range(n_res_blocks + 1):
+                layers.append(ResidualBlock(d, widths[level]))
+                d = widths[level]
+            if level:
+                layers.append(Upsample(d))
+        self.layers = nn.Sequential(*layers, group_norm(d), nn.SiLU())
+        self.conv_out = nn.Conv2d(d, 3 * patch**2, 3, padding=1)
+        self.unfold = nn.PixelShuffle(patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.unfold(self.conv_out(self.layers(x)))
+
+
+class CausalConv3d(nn.Module):
+    """Convolution over (F, H, W) that sees no later frame: all temporal padding is in front.
+
+    The padding repeats nothing but zeros, so a clip's first frames see the same zeros whether
+    the clip is one frame or many long.
+    """
+
+    def __init__(self, d_in: int, d_out: int, kernel: tuple[int, int, int], stride_t: int = 1):
+        super().__init__()
+        kt, kh, kw = kernel
+        self.front = kt - stride_t
+        self.conv = nn.Conv3d(
+            d_in, d_out, kernel, stride=(stride_t, 1, 1), padding=(0, kh // 2, kw // 2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 0, 0, 0, self.front, 0)))
+
+
+class FrameNorm(nn.Module):
+    """GroupNorm of every frame by itself: statistics over time would leak the future."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, f, h, w = x.shape
+        y = self.norm(x.transpose(1, 2).reshape(b * f, c, h, w))
+        return y.reshape(b, f, c, h, w).transpose(1, 2)
+
+
+class TemporalResidual(nn.Module):
+    """A causal residual block, zero at the start so that it begins as the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = FrameNorm(channels)
+        self.conv1 = CausalConv3d(channels, channels, (3, 3, 3))
+        self.norm2 = FrameNorm(channels)
+        self.conv2 = CausalConv3d(channels, channels, (3, 1, 1))
+        nn.init.zeros_(self.conv2.conv.weight)
+        assert self.conv2.conv.bias is not None
+        nn.init.zeros_(self.conv2.conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+class TemporalDown(nn.Module):
+    """Halves the frames: frames 2i and 2i + 1 (and two before) give frame i."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(channels, channels, (4, 1, 1), stride_t=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class TemporalUp(nn.Module):
+    """Doubles the frames: every latent frame gives two by two sets of weights."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(channels, 2 * channels, (2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)  # (B, 2C, F, H, W)
+        b, c2, f, h, w = y.shape
+        y = y.reshape(b, 2, c2 // 2, f, h, w).permute(0, 2, 3, 1, 4, 5)  # (B, C, F, 2, H, W)
+        return y.reshape(b, c2 // 2, 2 * f, h, w)
+
+
+def parameter_count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+__all__ = [
+    "CausalConv3d",
+    "Decoder2d",
+    "Downsample",
+    "Encoder2d",
+    "FrameNorm",
+    "Middle",
+    "ResidualBlock",
+    "SpatialAttention",
+    "TemporalDown",
+    "TemporalResidual",
+    "TemporalUp",
+    "Upsample",
+    "group_norm",
+    "parameter_count",
+]

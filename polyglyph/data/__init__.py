@@ -1,0 +1,1 @@
+"""Corpora: sources of documents, shards of ids, and the loader that packs them. Imports nothing."""

@@ -1,0 +1,13 @@
+"""The hot functions: each file is one public function with its torch reference (the CPU path).
+
+The table names what the generic benchmark and the generic tests run; nothing is imported here."""
+
+from __future__ import annotations
+
+TABLE = {
+    "attention": "polyglyph.kernels.attention:attention",
+    "cross_entropy": "polyglyph.kernels.cross_entropy:sliced_cross_entropy",
+    "nearest_code": "polyglyph.kernels.nearest_code:nearest_code",
+    "rms_norm": "polyglyph.kernels.rms_norm:rms_norm",
+    "rope": "polyglyph.kernels.rope:rope",
+}

@@ -23,7 +23,7 @@ _PUBLIC = {
     "InputError": "polyglyph.errors:InputError",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -135,9 +135,7 @@ def is_legal(scene: Scene) -> bool:
         return False
     if not all(_stays_inside(*body) for body in bodies):
         return False
-    return all(
-        _keep_apart(bodies[i], bodies[j]) for i in range(len(bodies)) for j in range(i)
-    )
+    return all(_keep_apart(bodies[i], bodies[j]) for i in range(len(bodies)) for j in range(i))
 
 
 @lru_cache(maxsize=None)
@@ -169,9 +167,7 @@ def _moved(things: list[Thing], rng: random.Random) -> Scene:
         choices = changing if changing and rng.random() < P_CHANGE else steady
         return Scene((replace(thing, motion=rng.choice(choices)),))
     for _ in range(16):
-        scene = Scene(
-            tuple(replace(t, motion=rng.choice(_steady(t.cell, t.size))) for t in things)
-        )
+        scene = Scene(tuple(replace(t, motion=rng.choice(_steady(t.cell, t.size))) for t in things))
         if is_legal(scene):
             return scene
     return Scene(tuple(things))

@@ -161,7 +161,9 @@ def refuse_existing(path: str | Path, force: bool) -> None:
     except ValueError as error:
         raise InputError(f"output {shown(path)} is not a valid path: {error}") from error
     if exists and not force:
-        raise InputError(f"output {shown(path)} exists; choose another name or pass -f (force=True)")
+        raise InputError(
+            f"output {shown(path)} exists; choose another name or pass -f (force=True)"
+        )
 
 
 def _refuse_folder(path: Path, force: bool) -> None:
@@ -191,7 +193,9 @@ def output_error(path: str | Path, error: OSError) -> PolyglyphError:
     """The error to raise where writing `path` failed: ours when the disk is full, else the user's."""
     reason = (error.strerror or str(error)).lower()
     if error.errno in _FULL or error.errno == errno.EIO:
-        return MachineError(f"writing {shown(path)} failed: {reason}; free some space and run again")
+        return MachineError(
+            f"writing {shown(path)} failed: {reason}; free some space and run again"
+        )
     return InputError(
         f"output {shown(path)} can't be written: {reason}; choose a path in a folder that you may write"
     )
@@ -259,7 +263,9 @@ def load_tensors(path: str | Path, framework: str = "torch") -> dict[str, Any]:
 
         return load_torch_file(path)
     except SafetensorError as error:
-        raise FormatError(f"{shown(path)} is damaged or cut off: {error}; fetch it again") from error
+        raise FormatError(
+            f"{shown(path)} is damaged or cut off: {error}; fetch it again"
+        ) from error
 
 
 def read_tensor_metadata(path: str | Path) -> dict[str, str]:
@@ -326,7 +332,9 @@ def write_manifest(
     return manifest
 
 
-def read_manifest(folder: str | Path, kind: str | None = None, verify: bool = True) -> dict[str, Any]:
+def read_manifest(
+    folder: str | Path, kind: str | None = None, verify: bool = True
+) -> dict[str, Any]:
     """The manifest of a checkpoint folder, after checking what it says against what is there.
 
     Refuses (FormatError) a newer format, another `kind`, a missing file, a wrong size and, with

@@ -39,7 +39,9 @@ def pick_device(name: str = "auto") -> torch.device:
     import torch
 
     kind, _, index = name.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (index and (kind == "auto" or not index.isdigit())):
+    if kind not in ("auto", "cpu", "cuda", "mps") or (
+        index and (kind == "auto" or not index.isdigit())
+    ):
         raise unknown("device", name, ["auto", "cpu", "cuda", "cuda:0", "mps"])
     if kind == "cpu":
         return torch.device("cpu")

@@ -84,7 +84,7 @@ def unknown(
     """`unknown KIND 'x'; did you mean 'y'? (available: ...)`, as an error to raise."""
     pool = list(options)
     guess = nearest(name, pool)
-    hint = f"; did you mean {guess!r}?" if guess else ";"
+    hint = f"; did you mean {guess!r}?" if guess else ""
     return error(f"unknown {kind} {name!r}{hint} (available: {_listed(pool)})")
 
 

@@ -1,0 +1,228 @@
+"""Sounds: files through soundfile to float32 (C, S) and back, resampling, mixing of channels.
+
+Knows WAV, FLAC, OGG (Vorbis, Opus) and MP3; the sound of a container file is media_video's.
+One resampler (soxr) for training and use alike."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from typing import BinaryIO
+
+import numpy as np
+
+from polyglyph.errors import MediaError
+from polyglyph.media_formats import OGG, WAV, Format, Limits
+
+_SUBTYPES = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"),
+             ".opus": ("OGG", "OPUS"), ".mp3": ("MP3", "MPEG_LAYER_III")}  # fmt: skip
+_RATES = {
+    ".opus": (8000, 12000, 16000, 24000, 48000),
+    ".mp3": (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
+}
+_MAX_CHANNELS = {".mp3": 2, ".opus": 2, ".ogg": 8, ".flac": 8}
+_BLOCK = 1 << 16  # samples a write; libsndfile's Vorbis and Opus writers overflow on huge ones
+_HALF = math.sqrt(0.5)
+
+
+def from_array(samples: np.ndarray) -> np.ndarray:
+    """float32 (C, S) from (S,) or (C, S) of floats or integer PCM; refuses what isn't finite."""
+    samples = np.asarray(samples)
+    if samples.ndim == 1:
+        samples = samples[None]
+    if samples.ndim != 2 or samples.shape[0] == 0:
+        raise MediaError(f"a sound is an array (channels, samples); got shape {samples.shape}")
+    if samples.dtype == np.uint8:
+        samples = (samples.astype(np.float32) - 128) / 128
+    elif samples.dtype in (np.int16, np.int32):
+        samples = samples / np.float64(-float(np.iinfo(samples.dtype).min))
+    elif samples.dtype.kind != "f":
+        raise MediaError(f"samples are floats or integer PCM; got {samples.dtype}")
+    check_finite(samples, "the sound")
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def check_finite(samples: np.ndarray, label: str) -> None:
+    """Raises MediaError that counts the samples of (C, S) that are NaN or infinite."""
+    wrong = ~np.isfinite(samples)
+    if wrong.any():
+        first = int(np.argmax(wrong.any(axis=0)))
+        raise MediaError(
+            f"{label} holds {int(wrong.sum())} samples that are not finite (the first at sample "
+            f"{first}); expected numbers in [-1, 1]; repair the sound"
+        )
+
+
+def decode(
+    file: BinaryIO, label: str, found: Format, limits: Limits, strict: bool, notes: list[str]
+) -> tuple[np.ndarray, int]:
+    """(float32 (C, S), sample rate in Hz) of a sound file, at its own rate and channels."""
+    import soundfile
+
+    promised = _wav_promise(file) if found is WAV else None
+    file.seek(0)
+    try:
+        with soundfile.SoundFile(file) as sound:
+            rate, expected = sound.samplerate, sound.frames
+            # The frame count of an OGG is only known by its last page; a broken one claims 2^63.
+            known = max(0, min(expected, 1 << 48))
+            limits.check_duration(known / rate, 4.0 * known * sound.channels, label)
+            samples, is_damaged = _read_all(sound, label, limits)
+    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split(":")[-1].split()).rstrip(".")
+        raise MediaError(
+            f"{label} can't be read as {found.name} sound: {reason}; fetch it again"
+        ) from error
+    n_read = samples.shape[1]
+    if n_read == 0:
+        raise MediaError(f"{label} contains no samples; expected at least one")
+    expected = max(expected if found is not OGG else 0, promised or 0)
+    if n_read < expected or is_damaged:
+        text = f"ends early: {n_read} samples of {max(expected, n_read)} could be read"
+        if strict:
+            raise MediaError(f"{label} {text}; fetch it again or leave strict off")
+        notes.append(text)
+    check_finite(samples, label)
+    return samples, rate
+
+
+def _read_all(sound, label: str, limits: Limits) -> tuple[np.ndarray, bool]:  # type: ignore[no-untyped-def]
+    """(samples (C, S), whether reading stopped at damage), in blocks: a header may lie."""
+    import soundfile
+
+    blocks: list[np.ndarray] = []
+    n_read, is_damaged = 0, False
+    while True:
+        try:
+            block = sound.read(_BLOCK, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError:
+            is_damaged = True
+            break
+        if not len(block):
+            break
+        blocks.append(block)
+        n_read += len(block)
+        limits.check_duration(n_read / sound.samplerate, 4.0 * n_read * sound.channels, label)
+    joined = np.concatenate(blocks) if blocks else np.zeros((0, sound.channels), np.float32)
+    return np.ascontiguousarray(joined.T), is_damaged
+
+
+def _wav_promise(file: BinaryIO) -> int | None:
+    """The samples per channel that a WAV's header promises, or None where it doesn't say.
+
+    Read here because libsndfile clips its own count to what the file holds."""
+    start = file.read(12)
+    order = ">" if start[:4] == b"RIFX" else "<"
+    block_align, is_plain, long_size = 0, False, None
+    while len(header := file.read(8)) == 8:
+        name, size = header[:4], struct.unpack(f"{order}I", header[4:])[0]
+        if name == b"data":
+            size = long_size if size == 0xFFFFFFFF else size
+            # 0 and the all-ones size stand for "unknown" in a file that was streamed out.
+            return size // block_align if size and block_align and is_plain else None
+        body = file.read(min(size, 64)) if name in (b"fmt ", b"ds64") else b""
+        if name == b"fmt " and len(body) >= 16:
+            tag, _, _, _, block_align = struct.unpack(f"{order}HHIIH", body[:14])
+            is_plain = tag in (1, 3, 6, 7, 0xFFFE)  # PCM, float, A-law, mu-law, extensible
+        if name == b"ds64" and len(body) >= 16:
+            long_size = struct.unpack(f"{order}Q", body[8:16])[0]
+        file.seek(size - len(body) + size % 2, io.SEEK_CUR)
+    return None
+
+
+def encode(samples: np.ndarray, sample_rate: int, suffix: str, notes: list[str]) -> bytes:
+    """The file of float32 (C, S). WAV and FLAC at 16 bits; MP3 and Opus at a rate that they know.
+
+    Samples beyond [-1, 1] are clamped, with a note; samples that aren't finite are an error."""
+    import soundfile
+
+    kind, subtype = _SUBTYPES[suffix]
+    samples = clamped(samples, notes)
+    if samples.shape[0] > _MAX_CHANNELS.get(suffix, 1024):
+        _note(notes, f"{samples.shape[0]} channels were mixed to 2, all that {suffix} holds here")
+        samples = mix_channels(samples, 2)
+    rate = nearest_rate(sample_rate, _RATES.get(suffix))
+    if rate != sample_rate:
+        _note(notes, f"resampled from {sample_rate} to {rate} Hz, which {suffix} needs")
+        samples = np.clip(resample(samples, sample_rate, rate), -1.0, 1.0)
+    rows: np.ndarray = samples.T
+    if subtype == "PCM_16":
+        rows = to_pcm16(rows)
+    buffer = io.BytesIO()
+    try:
+        with soundfile.SoundFile(
+            buffer, "w", rate, rows.shape[1], format=kind, subtype=subtype
+        ) as sound:
+            for start in range(0, len(rows), _BLOCK):
+                sound.write(np.ascontiguousarray(rows[start : start + _BLOCK]))
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise MediaError(
+            f"a sound of {samples.shape[0]} channels at {rate} Hz can't be written as {suffix}: "
+            f"{error}"
+        ) from error
+    return buffer.getvalue()
+
+
+def clamped(samples: np.ndarray, notes: list[str]) -> np.ndarray:
+    """The samples in [-1, 1], with a note of the peak where it was beyond; all must be finite."""
+    check_finite(samples, "the sound to write")
+    peak = float(np.abs(samples).max(initial=0.0))
+    if peak > 1.0:
+        count = int((np.abs(samples) > 1.0).sum())
+        _note(notes, f"{count} samples beyond full scale (peak {peak:.3g}) were clamped")
+    return np.clip(samples, -1.0, 1.0)
+
+
+def to_pcm16(samples: np.ndarray) -> np.ndarray:
+    """int16 of samples in [-1, 1], by 32768 as they are read back: a 16-bit file survives exactly."""
+    return np.clip(np.rint(samples.astype(np.float64) * 32768), -32768, 32767).astype(np.int16)
+
+
+def nearest_rate(sample_rate: int, rates: tuple[int, ...] | None) -> int:
+    """The lowest rate of `rates` that isn't below `sample_rate`, else the highest; Hz."""
+    if rates is None or sample_rate in rates:
+        return sample_rate
+    return min((rate for rate in rates if rate >= sample_rate), default=max(rates))
+
+
+def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """float32 (C, S) at another rate in Hz: round(S * to_rate / from_rate) samples, at least one
+    where there was one. soxr's high quality."""
+    if from_rate == to_rate or samples.shape[1] == 0:
+        return np.ascontiguousarray(samples, dtype=np.float32)
+    import soxr
+
+    # Halves round up, by integers: a float would be off for long sounds.
+    n_samples = max(1, (2 * samples.shape[1] * to_rate + from_rate) // (2 * from_rate))
+    rows = np.ascontiguousarray(samples.T, dtype=np.float32)
+    result = soxr.resample(rows, from_rate, to_rate, quality="HQ").T[:, :n_samples]
+    missing = n_samples - result.shape[1]
+    if missing:
+        result = np.pad(result, ((0, 0), (0, missing)))
+    return np.ascontiguousarray(result, dtype=np.float32)
+
+
+def mix_channels(samples: np.ndarray, n_channels: int) -> np.ndarray:
+    """float32 (C, S) to (n_channels, S).
+
+    Down to mono: the mean of left and right. 5.1 (FL FR FC LFE BL BR) folds to left and right first:
+    front + 0.707 centre + 0.707 back, over their sum, so that it can't clip; the LFE is dropped
+    (ITU-R BS.775). Other counts go down by the plain mean, and up by repeating that mean."""
+    have = samples.shape[0]
+    if have == n_channels:
+        return np.ascontiguousarray(samples, dtype=np.float32)
+    if have == 6 and n_channels <= 2:
+        front_left, front_right, centre, _, back_left, back_right = samples
+        left = front_left + _HALF * centre + _HALF * back_left
+        right = front_right + _HALF * centre + _HALF * back_right
+        samples = np.stack([left, right]) / (1 + 2 * _HALF)
+        if n_channels == 2:
+            return np.ascontiguousarray(samples, dtype=np.float32)
+    mono = samples.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
+    return np.ascontiguousarray(np.repeat(mono, n_channels, axis=0))
+
+
+def _note(notes: list[str], text: str) -> None:
+    if text not in notes:
+        notes.append(text)

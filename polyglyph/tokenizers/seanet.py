@@ -32,17 +32,29 @@ class Snake(nn.Module):
 
 
 def activation(name: str, channels: int) -> nn.Module:
-    """"elu" or "snake" for `channels` channels."""
+    """ "elu" or "snake" for `channels` channels."""
     assert name in ("elu", "snake"), name
     return nn.ELU() if name == "elu" else Snake(channels)
+
+
+def _start(conv: nn.Module, fan_in: int, gain: float = 1.0) -> nn.Module:
+    """Variance-preserving weights, no bias. The library's default shrinks the signal by √3 in
+    every layer: twenty layers on, biases rule, and training stands still for minutes."""
+    nn.init.normal_(conv.weight, std=gain * fan_in**-0.5)
+    nn.init.zeros_(conv.bias)
+    return conv
 
 
 class CausalConv(nn.Module):
     """Convolution that pads (kernel − 1)·dilation + 1 − stride zeros on the left, none right."""
 
-    def __init__(self, d_in: int, d_out: int, kernel: int, stride: int = 1, dilation: int = 1):
+    def __init__(
+        self, d_in: int, d_out: int, kernel: int, stride: int = 1, dilation: int = 1,
+        gain: float = 1.0,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.conv = weight_norm(nn.Conv1d(d_in, d_out, kernel, stride, dilation=dilation))
+        conv = nn.Conv1d(d_in, d_out, kernel, stride, dilation=dilation)
+        self.conv = weight_norm(_start(conv, d_in * kernel, gain))
         self.padding = (kernel - 1) * dilation + 1 - stride
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,7 +67,8 @@ class CausalConvTranspose(nn.Module):
 
     def __init__(self, d_in: int, d_out: int, kernel: int, stride: int) -> None:
         super().__init__()
-        self.conv = weight_norm(nn.ConvTranspose1d(d_in, d_out, kernel, stride), dim=1)
+        conv = nn.ConvTranspose1d(d_in, d_out, kernel, stride)
+        self.conv = weight_norm(_start(conv, d_in * kernel // stride), dim=1)
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,7 +85,7 @@ class ResidualUnit(nn.Module):
             activation(act, channels),
             CausalConv(channels, hidden, kernel, dilation=dilation),
             activation(act, hidden),
-            CausalConv(hidden, channels, 1),
+            CausalConv(hidden, channels, 1, gain=0.3),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,23 +96,51 @@ def _units(channels: int, n_units: int, act: str) -> list[nn.Module]:
     return [ResidualUnit(channels, 3**i, act) for i in range(n_units)]
 
 
+class Analysis(nn.Module):
+    """Strided convolution of the waveform, kernel `taps`·stride: (B, 1, S) to (B, C, S / stride).
+
+    Computed on the polyphase form, which a CPU does several times faster than a convolution
+    over one channel; full-rate layers would take half of the whole step."""
+
+    def __init__(self, d_out: int, stride: int, taps: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = CausalConv(stride, d_out, taps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        phases = x.reshape(x.shape[0], -1, self.stride).transpose(1, 2)  # (B, stride, steps)
+        return self.conv(phases)
+
+
+class Synthesis(nn.Module):
+    """Transposed twin of `Analysis`: (B, C, steps) to (B, 1, steps·stride)."""
+
+    def __init__(self, d_in: int, stride: int, taps: int) -> None:
+        super().__init__()
+        self.conv = CausalConv(d_in, stride, taps, gain=0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        phases = self.conv(x)  # (B, stride, steps)
+        return phases.transpose(1, 2).reshape(x.shape[0], 1, -1)
+
+
 class Encoder(nn.Module):
     """Sound (B, 1, S), S a multiple of the strides' product, to latents (B, D, F).
 
-    `widths` are the channels before the first stride and after each; `n_units` the residual
-    units at each of these rates."""
+    `widths` are the channels after each stride, `n_units` the residual units there."""
 
     def __init__(
         self, widths: Sequence[int], strides: Sequence[int], n_units: Sequence[int],
-        d_latent: int, act: str,
+        d_latent: int, act: str, taps: int,
     ) -> None:  # fmt: skip
         super().__init__()
-        assert len(widths) == len(n_units) == len(strides) + 1
-        layers: list[nn.Module] = [CausalConv(1, widths[0], 7), *_units(widths[0], n_units[0], act)]
-        for i, stride in enumerate(strides):
-            layers += [activation(act, widths[i])]
-            layers += [CausalConv(widths[i], widths[i + 1], 2 * stride, stride)]
-            layers += _units(widths[i + 1], n_units[i + 1], act)
+        assert len(widths) == len(n_units) == len(strides)
+        layers: list[nn.Module] = [Analysis(widths[0], strides[0], taps)]
+        layers += _units(widths[0], n_units[0], act)
+        for i in range(1, len(strides)):
+            layers += [activation(act, widths[i - 1])]
+            layers += [CausalConv(widths[i - 1], widths[i], 2 * strides[i], strides[i])]
+            layers += _units(widths[i], n_units[i], act)
         layers += [activation(act, widths[-1]), CausalConv(widths[-1], d_latent, 3)]
         self.layers = nn.Sequential(*layers)
 
@@ -112,22 +153,28 @@ class Decoder(nn.Module):
 
     def __init__(
         self, widths: Sequence[int], strides: Sequence[int], n_units: Sequence[int],
-        d_latent: int, act: str,
+        d_latent: int, act: str, taps: int,
     ) -> None:  # fmt: skip
         super().__init__()
-        assert len(widths) == len(n_units) == len(strides) + 1
+        assert len(widths) == len(n_units) == len(strides)
         layers: list[nn.Module] = [CausalConv(d_latent, widths[-1], 3)]
         layers += _units(widths[-1], n_units[-1], act)
-        for i in reversed(range(len(strides))):
-            layers += [activation(act, widths[i + 1])]
-            layers += [CausalConvTranspose(widths[i + 1], widths[i], 2 * strides[i], strides[i])]
-            layers += _units(widths[i], n_units[i], act)
+        for i in reversed(range(1, len(strides))):
+            layers += [activation(act, widths[i])]
+            layers += [CausalConvTranspose(widths[i], widths[i - 1], 2 * strides[i], strides[i])]
+            layers += _units(widths[i - 1], n_units[i - 1], act)
         # The output stays linear: a tanh would cost loud, clipped sounds their level.
-        layers += [activation(act, widths[0]), CausalConv(widths[0], 1, 7)]
+        layers += [activation(act, widths[0]), Synthesis(widths[0], strides[0], taps)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z)
+
+    @property
+    def last_weight(self) -> Tensor:
+        """The last filters' weight as a leaf: its direction while weight norm is on."""
+        conv = self.layers[-1].conv.conv
+        return conv.parametrizations.weight.original1 if not is_folded(conv) else conv.weight
 
 
 def fold_weight_norm(module: nn.Module) -> None:
@@ -135,3 +182,8 @@ def fold_weight_norm(module: nn.Module) -> None:
     for child in module.modules():
         if parametrize.is_parametrized(child, "weight"):
             parametrize.remove_parametrizations(child, "weight", leave_parametrized=True)
+
+
+def is_folded(module: nn.Module) -> bool:
+    """Whether no weight norm is left in `module`."""
+    return not any(parametrize.is_parametrized(child) for child in module.modules())

@@ -37,8 +37,9 @@ def mel_filters(
     """Triangular filters (n_fft // 2 + 1, n_mels), float32, peak 1, HTK scale, from f_min to
     f_max Hz (default: half the sample rate)."""
     f_max = sample_rate / 2 if f_max is None else f_max
-    edges_mel = np.linspace(hertz_to_mel(np.float64(f_min)), hertz_to_mel(np.float64(f_max)),
-                            n_mels + 2)
+    edges_mel = np.linspace(
+        hertz_to_mel(np.float64(f_min)), hertz_to_mel(np.float64(f_max)), n_mels + 2
+    )
     edges = mel_to_hertz(edges_mel)  # (n_mels + 2,) Hz
     bins = np.linspace(0.0, sample_rate // 2, n_fft // 2 + 1)
     rise = (bins[:, None] - edges[None, :-2]) / (edges[1:-1] - edges[:-2])
@@ -70,11 +71,11 @@ def log_mel(
     return mel_of(stft_magnitudes(x, n_fft, hop), sample_rate, n_mels)
 
 
-def mel_of(magnitudes: Tensor, sample_rate: int, n_mels: int) -> Tensor:
+def mel_of(magnitudes: Tensor, sample_rate: int, n_mels: int, floor: float = FLOOR) -> Tensor:
     """Log-mel from magnitudes (..., bins, frames): (..., n_mels, frames)."""
     n_fft = 2 * (magnitudes.shape[-2] - 1)
     filters = _filters(n_mels, n_fft, sample_rate, magnitudes.device)
-    return (filters @ magnitudes).clamp_min(FLOOR).log()
+    return (filters @ magnitudes).clamp_min(floor).log()
 
 
 @functools.lru_cache(maxsize=32)
@@ -101,10 +102,12 @@ class SpectralLoss(nn.Module):
 
     forward(estimate, target), both (..., S) -> SpectralDistance."""
 
-    def __init__(self, sample_rate: int, windows: tuple[int, ...] = (2048, 1024, 512, 128)):
+    def __init__(self, sample_rate: int, windows: tuple[int, ...], floor: float = 1e-3) -> None:
         super().__init__()
         self.sample_rate = sample_rate
         self.windows = windows
+        # -60 dB: at -100 dB the empty bands between the partials of a tone rule the loss.
+        self.floor = floor
 
     def forward(self, estimate: Tensor, target: Tensor) -> SpectralDistance:
         mel = estimate.new_zeros(())
@@ -115,7 +118,8 @@ class SpectralLoss(nn.Module):
                 b = stft_magnitudes(target, n_fft)
             n_mels = bands_for(n_fft)
             mel = mel + F.l1_loss(
-                mel_of(a, self.sample_rate, n_mels), mel_of(b, self.sample_rate, n_mels)
+                mel_of(a, self.sample_rate, n_mels, self.floor),
+                mel_of(b, self.sample_rate, n_mels, self.floor),
             )
             stft = stft + stft_distance(a, b)
         n = len(self.windows)
@@ -154,8 +158,9 @@ def si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
     estimate = (estimate - estimate.mean(-1, keepdim=True)).double()
     target = (target - target.mean(-1, keepdim=True)).double()
     eps = 1e-12
-    scale = (estimate * target).sum(-1, keepdim=True) / (target.square().sum(-1, keepdim=True)
-                                                         + eps)
+    scale = (estimate * target).sum(-1, keepdim=True) / (
+        target.square().sum(-1, keepdim=True) + eps
+    )
     signal = (scale * target).square().sum(-1)
     noise = (estimate - scale * target).square().sum(-1)
     return (10.0 * torch.log10((signal + eps) / (noise + eps))).float()

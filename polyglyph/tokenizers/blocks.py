@@ -185,7 +185,7 @@ class TemporalResidual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm1 = FrameNorm(channels)
-        self.conv1 = CausalConv3d(channels, channels, (3, 3, 3))
+        self.conv1 = CausalConv3d(channels, channels, (3, 1, 1))
         self.norm2 = FrameNorm(channels)
         self.conv2 = CausalConv3d(channels, channels, (3, 1, 1))
         nn.init.zeros_(self.conv2.conv.weight)

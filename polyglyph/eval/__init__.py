@@ -1,0 +1,1 @@
+"""Evaluation: metrics, checkers on reconstructions and generations, tasks, reports."""

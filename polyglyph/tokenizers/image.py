@@ -1,0 +1,186 @@
+"""The image codec: a VQ-GAN (Esser et al., arXiv:2012.09841) over RGB pictures of any size.
+
+Pictures are padded at the right and bottom to whole strides by repeating the edge and cropped
+again on decoding. Knows nothing of ids, losses' schedules or files of pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from polyglyph.config import Config
+from polyglyph.errors import InputError
+from polyglyph.media import Image
+from polyglyph.tokenizers.base import CodeGrid, ImageMeta, SpanSpec, Tokenizer
+from polyglyph.tokenizers.blocks import Decoder2d, Encoder2d
+from polyglyph.tokenizers.losses import ImageLossConfig, image_losses
+from polyglyph.tokenizers.neural import CodecStep, load_weights, read_codec, save_codec
+from polyglyph.tokenizers.quantize import Quantizer, QuantizerConfig
+
+# Pixels that one forward may hold: 2 M pixels of the tiny codec take about 0.6 GiB.
+_PIXELS_PER_BATCH = 1 << 21
+
+
+class ImageCodecConfig(Config):
+    """`[codec]` of an image codec. Stride = patch · 2^(levels - 1)."""
+
+    modality: str = "image"
+    span: str = "image"
+    base: int = Field(32, ge=4)
+    multipliers: tuple[int, ...] = (1, 2, 3)
+    n_res_blocks: int = Field(1, ge=1)
+    attention: bool = True
+    patch: int = Field(2, ge=1)
+    quantizer: QuantizerConfig = QuantizerConfig()
+    loss: ImageLossConfig = ImageLossConfig()
+
+
+class ImageCodec(nn.Module):
+    """Pixels (B, 3, H, W) in [-1, 1] ↔ codes (B, 1, H/s, W/s)."""
+
+    def __init__(self, config: ImageCodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        trunk = (config.base, config.multipliers, config.n_res_blocks, config.attention)
+        self.encoder = Encoder2d(*trunk, patch=config.patch)
+        self.decoder = Decoder2d(*trunk, patch=config.patch)
+        self.stride = self.encoder.stride
+        self.quantizer = Quantizer(config.quantizer, self.encoder.width)
+
+    @staticmethod
+    def batch_tensor(pictures: np.ndarray) -> Tensor:
+        """uint8 (B, H, W, 3) → pixels (B, 3, H, W)."""
+        return to_pixels(pictures)
+
+    def training_losses(self, batch: Tensor) -> CodecStep:
+        """One forward over pixels (B, 3, H, W)."""
+        z = self.encoder(batch)  # (B, D, h, w)
+        b, d, h, w = z.shape
+        out = self.quantizer(z.flatten(2).transpose(1, 2))  # (B, hw, D)
+        x = self.decoder(out.quantized.transpose(1, 2).reshape(b, d, h, w).to(z.dtype))
+        losses = image_losses(x, batch, self.config.loss) | {"quantizer": out.loss}
+        return CodecStep(losses, x.float(), out.codes)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight whose gradient the adaptive adversarial weight is measured at."""
+        return self.decoder.conv_out.weight
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        z = self.encoder(pixels)
+        b, _, h, w = z.shape
+        codes = self.quantizer.encode(z.flatten(2).transpose(1, 2))  # (B, hw, Q)
+        return codes.transpose(1, 2).reshape(b, -1, h, w)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        b, q, h, w = codes.shape
+        z = self.quantizer.decode(codes.reshape(b, q, h * w).transpose(1, 2))
+        return self.decoder(z.transpose(1, 2).reshape(b, -1, h, w)).clamp(-1, 1)
+
+
+def to_pixels(frames: np.ndarray) -> Tensor:
+    """uint8 (F, H, W, 3) → float32 (F, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_uint8(pixels: Tensor) -> np.ndarray:
+    """float (F, 3, H, W) in [-1, 1] → uint8 (F, H, W, 3), rounded."""
+    scaled = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def pad_to_stride(pixels: Tensor, stride: int) -> Tensor:
+    """Repeats the last row and column until height and width are whole strides."""
+    h, w = pixels.shape[-2:]
+    return F.pad(pixels, (0, -w % stride, 0, -h % stride), mode="replicate")
+
+
+class ImageTokenizer(Tokenizer):
+    """encode: `Image` → CodeGrid (1, H/s, W/s); decode: CodeGrid → `Image` of the true size."""
+
+    config_class = ImageCodecConfig
+    net_class = ImageCodec
+
+    def __init__(self, net: ImageCodec, fingerprint: str = "") -> None:
+        self.net = net.eval()
+        self.config: ImageCodecConfig = net.config
+        self.modality, self.span = "image", net.config.span
+        quantizer = net.config.quantizer
+        self.spec = SpanSpec(
+            self.span, self.modality, quantizer.codebook_size, quantizer.n_codebooks, 2
+        )
+        self.stride = (net.stride, net.stride)
+        self.fingerprint = fingerprint
+
+    def encode(self, media: Any) -> CodeGrid:
+        return self.encode_batch([media])[0]
+
+    def encode_batch(self, media: Sequence[Any]) -> list[CodeGrid]:
+        """Pictures of one size go through the net together, in batches of bounded memory."""
+        arrays = [self._array(item) for item in media]
+        grids: list[CodeGrid | None] = [None] * len(arrays)
+        sizes: dict[tuple[int, ...], list[int]] = {}
+        for i, array in enumerate(arrays):
+            sizes.setdefault(array.shape, []).append(i)
+        for (h, w, _), indices in sizes.items():
+            n = max(1, _PIXELS_PER_BATCH // (h * w))
+            for start in range(0, len(indices), n):
+                part = indices[start : start + n]
+                pixels = to_pixels(np.stack([arrays[i] for i in part]))
+                codes = self.net.encode(pad_to_stride(pixels, self.net.stride)).numpy()
+                for i, code in zip(part, codes, strict=True):
+                    grids[i] = CodeGrid(
+                        self.modality, code.astype(np.int32), ImageMeta(h, w), self.fingerprint
+                    )
+        return [grid for grid in grids if grid is not None]
+
+    def _array(self, media: Any) -> np.ndarray:
+        image = media if isinstance(media, Image) else Image(media)
+        return np.asarray(image.pil, dtype=np.uint8)
+
+    def decode(self, grid: CodeGrid) -> Image:
+        self.check_fingerprint(grid)
+        meta = grid.meta
+        assert isinstance(meta, ImageMeta)
+        self._check_size(grid, meta)
+        pixels = self.net.decode(torch.from_numpy(grid.codes.astype(np.int64))[None])
+        array = to_uint8(pixels[..., : meta.height, : meta.width])[0]
+        import PIL.Image
+
+        return Image(PIL.Image.fromarray(array))
+
+    def _check_size(self, grid: CodeGrid, meta: ImageMeta) -> None:
+        full = self.default_meta(grid.shape)
+        if not (0 < meta.height <= full.height and 0 < meta.width <= full.width):
+            raise InputError(
+                f"a grid of {grid.shape[0]}x{grid.shape[1]} image codes decodes to at most "
+                f"{full.height}x{full.width} pixels, its meta says {meta.height}x{meta.width}"
+            )
+
+    def default_meta(self, grid_shape: Sequence[int]) -> ImageMeta:
+        return ImageMeta(grid_shape[0] * self.net.stride, grid_shape[1] * self.net.stride)
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        save_codec(
+            folder, self.net, self.config, modality=self.modality, span=self.span, dtype=dtype
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ImageTokenizer:
+        data, tensors = read_codec(folder)
+        net = ImageCodec(ImageCodecConfig(**data["config"]))
+        load_weights(net, tensors, folder)
+        return cls(net, data["fingerprint"])
+
+
+__all__ = ["ImageCodec", "ImageCodecConfig", "ImageTokenizer", "pad_to_stride", "to_pixels", "to_uint8"]

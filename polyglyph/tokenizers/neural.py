@@ -1,0 +1,103 @@
+"""What the trained codecs share: weights on disk and the result of one training forward.
+
+A saved codec is `codec.json` (format, modality, class of config, fingerprint) beside
+`weights.safetensors`; it holds plain tensors of ours and no library's keys. Weights may be stored
+in bf16; the codec runs from the stored values in fp32, so what was measured is what was shipped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polyglyph.checkpoint import fingerprint, load_tensors, save_tensors
+from polyglyph.config import Config
+from polyglyph.errors import FormatError
+from polyglyph.tokenizers.base import FORMAT, read_codec_json
+
+
+@dataclass
+class CodecStep:
+    """One training forward of a codec: summands (already weighted), output and codes."""
+
+    losses: dict[str, Tensor]
+    reconstruction: Tensor
+    codes: Tensor  # (..., Q)
+
+
+def inference_state(net: nn.Module) -> dict[str, Tensor]:
+    """The tensors that encoding and decoding need: no learner of a quantizer."""
+    return {k: v for k, v in net.state_dict().items() if ".learner." not in f".{k}"}
+
+
+def codec_fingerprint(tensors: Mapping[str, Tensor], config: Config) -> str:
+    return fingerprint(tensors, config.model_dump(mode="json"))
+
+
+def save_codec(
+    folder: str | Path,
+    net: nn.Module,
+    config: Config,
+    *,
+    modality: str,
+    span: str,
+    dtype: torch.dtype | None = None,
+) -> str:
+    """Writes codec.json and weights.safetensors into `folder`; returns the fingerprint.
+
+    dtype: what floating-point tensors are stored as; None keeps them as they are.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous().cpu()
+        for k, v in inference_state(net).items()
+    }
+    mark = codec_fingerprint(tensors, config)
+    save_tensors(folder / "weights.safetensors", tensors)
+    description = {
+        "format": FORMAT,
+        "kind": "codec",
+        "modality": modality,
+        "span": span,
+        "config": config.model_dump(mode="json"),
+        "fingerprint": mark,
+    }
+    (folder / "codec.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+    return mark
+
+
+def read_codec(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """codec.json and the stored tensors, checked against the fingerprint in the former."""
+    data = read_codec_json(folder)
+    tensors = load_tensors(Path(folder) / "weights.safetensors")
+    found = fingerprint(tensors, data["config"])
+    if found != data.get("fingerprint"):
+        raise FormatError(
+            f"codec {folder}: weights have fingerprint {found[:12]}, codec.json says "
+            f"{str(data.get('fingerprint'))[:12]}; the folder is damaged, get a fresh copy"
+        )
+    return data, tensors
+
+
+def load_weights(net: nn.Module, tensors: Mapping[str, Tensor], folder: str | Path) -> None:
+    """Strict load into an inference net, in fp32; FormatError naming the first mismatch."""
+    expected = inference_state(net)
+    missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    wrong = [k for k in expected.keys() & tensors.keys() if expected[k].shape != tensors[k].shape]
+    if missing or extra or wrong:
+        first = sorted([*missing, *extra, *wrong])[0]
+        raise FormatError(
+            f"codec {folder}: weights don't fit their config: {len(missing)} missing, "
+            f"{len(extra)} unknown, {len(wrong)} of other shape (first: {first})"
+        )
+    net.load_state_dict(
+        {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, strict=False
+    )
+    net.eval()

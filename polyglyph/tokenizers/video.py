@@ -1,0 +1,221 @@
+"""The video codec: the image codec's 2-D trunk per frame and a causal temporal stack on latents.
+
+Four frames and 8 × 8 pixels become one code. Everything that crosses frames is padded in front
+only and every norm is taken per frame, so a code never depends on a later group of frames and a
+decoded frame never on a later code (the front-padding rule of Emu3's VisionVQ: the number of
+frames is padded to a multiple of four by repeating the last one, no 1 + 4n rule).
+Knows nothing of ids, sound tracks or containers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from polyglyph.errors import InputError
+from polyglyph.media import Video
+from polyglyph.tokenizers.base import CodeGrid, SpanSpec, Tokenizer, VideoMeta
+from polyglyph.tokenizers.blocks import (
+    Decoder2d,
+    Encoder2d,
+    TemporalDown,
+    TemporalResidual,
+    TemporalUp,
+)
+from polyglyph.tokenizers.image import (
+    ImageCodec,
+    ImageCodecConfig,
+    pad_to_stride,
+    to_pixels,
+    to_uint8,
+)
+from polyglyph.tokenizers.losses import image_losses
+from polyglyph.tokenizers.neural import CodecStep, load_weights, read_codec, save_codec
+from polyglyph.tokenizers.quantize import Quantizer
+
+# Frames of one 2-D forward: bounds memory for long or large clips.
+_PIXELS_PER_BATCH = 1 << 21
+
+
+class VideoCodecConfig(ImageCodecConfig):
+    """`[codec]` of a video codec: the image trunk's fields and the temporal stack's.
+
+    n_temporal_levels: halvings of the frame count. fps: of clips made from generated codes.
+    frames_in_loss: frames per clip that training decodes to pixels; the trunk works per frame,
+    so a random subset is an unbiased estimate at a fraction of the work.
+    init: folder of an image codec whose trunk this one starts from.
+    """
+
+    modality: str = "video"
+    span: str = "video"
+    n_temporal_levels: int = Field(2, ge=1)
+    fps: float = Field(8.0, gt=0)
+    frames_in_loss: int = Field(3, ge=1)
+    init: str | None = None
+
+
+class VideoCodec(nn.Module):
+    """Pixels (B, F, 3, H, W) in [-1, 1] ↔ codes (B, 1, F/t, H/s, W/s)."""
+
+    def __init__(self, config: VideoCodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        trunk = (config.base, config.multipliers, config.n_res_blocks, config.attention)
+        self.encoder = Encoder2d(*trunk, patch=config.patch)
+        self.decoder = Decoder2d(*trunk, patch=config.patch)
+        self.stride = self.encoder.stride
+        self.stride_t = 2**config.n_temporal_levels
+        width = self.encoder.width
+        down: list[nn.Module] = []
+        up: list[nn.Module] = [TemporalResidual(width)]
+        for _ in range(config.n_temporal_levels):
+            down += [TemporalDown(width), TemporalResidual(width)]
+            up += [TemporalUp(width), TemporalResidual(width)]
+        self.temporal_encoder = nn.Sequential(*down)
+        self.temporal_decoder = nn.Sequential(*up)
+        self.quantizer = Quantizer(config.quantizer, width)
+
+    def init_from(self, image: ImageCodec) -> None:
+        """Start trunk and projections of the quantizer from an image codec of the same shape."""
+        self.encoder.load_state_dict(image.encoder.state_dict())
+        self.decoder.load_state_dict(image.decoder.state_dict())
+
+    @staticmethod
+    def batch_tensor(clips: np.ndarray) -> Tensor:
+        """uint8 (B, F, H, W, 3) → pixels (B, F, 3, H, W)."""
+        return to_pixels(clips.reshape(-1, *clips.shape[2:])).unflatten(0, clips.shape[:2])
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """(B, F, 3, H, W) → (B, D, F/t, h, w)."""
+        b, f = pixels.shape[:2]
+        frames = pixels.flatten(0, 1)
+        n = max(1, _PIXELS_PER_BATCH // (frames.shape[-1] * frames.shape[-2]))
+        z = torch.cat([self.encoder(part) for part in frames.split(n)])
+        z = z.unflatten(0, (b, f)).transpose(1, 2)  # (B, D, F, h, w)
+        return self.temporal_encoder(z)
+
+    def frames(self, z: Tensor, keep: Tensor | None = None) -> Tensor:
+        """(B, D, F/t, h, w) → pixels (B, F, 3, H, W); only the frames in `keep` (B, n) if given."""
+        z = self.temporal_decoder(z).transpose(1, 2)  # (B, F, D, h, w)
+        if keep is not None:
+            z = torch.stack([clip[index] for clip, index in zip(z, keep, strict=True)])
+        b, f = z.shape[:2]
+        n = max(1, _PIXELS_PER_BATCH // (z.shape[-1] * z.shape[-2] * self.stride**2))
+        pixels = torch.cat([self.decoder(part) for part in z.flatten(0, 1).split(n)])
+        return pixels.unflatten(0, (b, f))
+
+    def training_losses(self, batch: Tensor) -> CodecStep:
+        """One forward over clips (B, F, 3, H, W), F a multiple of the temporal stride."""
+        z = self.latents(batch)
+        b, d, f, h, w = z.shape
+        out = self.quantizer(z.flatten(2).transpose(1, 2))  # (B, fhw, D)
+        quantized = out.quantized.transpose(1, 2).reshape(b, d, f, h, w).to(z.dtype)
+        n = min(self.config.frames_in_loss, batch.shape[1])
+        keep = torch.rand(batch.shape[:2]).argsort(dim=1)[:, :n].to(batch.device)  # (B, n)
+        x = self.frames(quantized, keep).flatten(0, 1)
+        target = torch.stack([clip[i] for clip, i in zip(batch, keep, strict=True)]).flatten(0, 1)
+        losses = image_losses(x, target, self.config.loss) | {"quantizer": out.loss}
+        return CodecStep(losses, x.float(), out.codes)
+
+    @property
+    def last_layer(self) -> Tensor:
+        return self.decoder.conv_out.weight
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        z = self.latents(pixels)
+        b, _, f, h, w = z.shape
+        codes = self.quantizer.encode(z.flatten(2).transpose(1, 2))
+        return codes.transpose(1, 2).reshape(b, -1, f, h, w)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        b, q, f, h, w = codes.shape
+        z = self.quantizer.decode(codes.reshape(b, q, -1).transpose(1, 2))
+        return self.frames(z.transpose(1, 2).reshape(b, -1, f, h, w)).clamp(-1, 1)
+
+
+class VideoTokenizer(Tokenizer):
+    """encode: `Video` → CodeGrid (1, F/t, H/s, W/s); decode: CodeGrid → `Video` (no sound)."""
+
+    config_class = VideoCodecConfig
+    net_class = VideoCodec
+
+    def __init__(self, net: VideoCodec, fingerprint: str = "") -> None:
+        self.net = net.eval()
+        self.config: VideoCodecConfig = net.config
+        self.modality, self.span = "video", net.config.span
+        quantizer = net.config.quantizer
+        self.spec = SpanSpec(
+            self.span, self.modality, quantizer.codebook_size, quantizer.n_codebooks, 3
+        )
+        self.stride = (net.stride_t, net.stride, net.stride)
+        self.fingerprint = fingerprint
+
+    def encode(self, media: Any) -> CodeGrid:
+        video = media if isinstance(media, Video) else Video(media)
+        n_frames, height, width, _ = video.frames.shape
+        pixels = self.padded(video.frames)
+        codes = self.net.encode(pixels[None])[0].numpy()
+        meta = VideoMeta(n_frames, height, width, float(video.fps))
+        return CodeGrid(self.modality, codes.astype(np.int32), meta, self.fingerprint)
+
+    def encode_batch(self, media: Sequence[Any]) -> list[CodeGrid]:
+        """Clips of one shape go through the net together, at most 2 M pixels at a time."""
+        videos = [item if isinstance(item, Video) else Video(item) for item in media]
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for i, video in enumerate(videos):
+            shapes.setdefault(video.frames.shape, []).append(i)
+        grids: dict[int, CodeGrid] = {}
+        for shape, indices in shapes.items():
+            n = max(1, _PIXELS_PER_BATCH // int(np.prod(shape[:3])))
+            for start in range(0, len(indices), n):
+                part = indices[start : start + n]
+                pixels = torch.stack([self.padded(videos[i].frames) for i in part])
+                for i, code in zip(part, self.net.encode(pixels).numpy(), strict=True):
+                    meta = VideoMeta(*shape[:3], float(videos[i].fps))
+                    codes = code.astype(np.int32)
+                    grids[i] = CodeGrid(self.modality, codes, meta, self.fingerprint)
+        return [grids[i] for i in range(len(videos))]
+
+    def padded(self, frames: np.ndarray) -> Tensor:
+        """uint8 (F, H, W, 3) → (F', 3, H', W'): edges and the last frame repeated to whole strides."""
+        if not len(frames):
+            raise InputError("a clip needs at least one frame, got none")
+        pixels = pad_to_stride(to_pixels(frames), self.net.stride)
+        return torch.cat([pixels, pixels[-1:].expand(-len(pixels) % self.net.stride_t, -1, -1, -1)])
+
+    def decode(self, grid: CodeGrid) -> Video:
+        self.check_fingerprint(grid)
+        meta = grid.meta
+        assert isinstance(meta, VideoMeta)
+        full = self.default_meta(grid.shape)
+        fits = meta.n_frames <= full.n_frames and meta.height <= full.height
+        if not (fits and meta.width <= full.width and min(meta.n_frames, meta.height) > 0):
+            raise InputError(f"video codes of {full} can't be cropped to their meta {meta}")
+        pixels = self.net.decode(torch.from_numpy(grid.codes.astype(np.int64))[None])[0]
+        frames = to_uint8(pixels[: meta.n_frames, :, : meta.height, : meta.width])
+        return Video(frames, meta.fps)
+
+    def default_meta(self, grid_shape: Sequence[int]) -> VideoMeta:
+        f, h, w = grid_shape
+        s = self.net.stride
+        return VideoMeta(f * self.net.stride_t, h * s, w * s, self.config.fps)
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        save_codec(
+            folder, self.net, self.config, modality=self.modality, span=self.span, dtype=dtype
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> VideoTokenizer:
+        data, tensors = read_codec(folder)
+        net = VideoCodec(VideoCodecConfig(**data["config"]))
+        load_weights(net, tensors, folder)
+        return cls(net, data["fingerprint"])

@@ -46,7 +46,7 @@ def _features(waves: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=3)
 def _templates(n: int) -> tuple[np.ndarray, np.ndarray, list[Observed]]:
-    """Features (K, P) of every tone that a sound of n things may hold, their squares, their names."""
+    """Features (K, P) of the tones that a sound of n things may hold, their squares, names."""
     length = min(stop - start for start, stop in slots(n))
     if n == 1:
         rises = sorted({rise_of((a, b)) for a in MOTIONS for b in MOTIONS})

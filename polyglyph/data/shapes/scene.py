@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white")
@@ -97,7 +97,7 @@ def rise_of(motion: tuple[str, str]) -> tuple[str, str]:
     return first, second
 
 
-@lru_cache(maxsize=None)
+@cache
 def path(cell: tuple[int, int], motion: tuple[str, str]) -> tuple[tuple[float, float], ...]:
     """Centres (y, x) in pixels at each of the frames; frame 0 is the centre of the cell."""
     y, x = float(CENTRES[cell[0]]), float(CENTRES[cell[1]])
@@ -109,7 +109,7 @@ def path(cell: tuple[int, int], motion: tuple[str, str]) -> tuple[tuple[float, f
     return tuple(points)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _stays_inside(cell: tuple[int, int], size: str, motion: tuple[str, str]) -> bool:
     radius = DIAMETER[size] / 2
     return all(
@@ -138,12 +138,12 @@ def is_legal(scene: Scene) -> bool:
     return all(_keep_apart(bodies[i], bodies[j]) for i in range(len(bodies)) for j in range(i))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _steady(cell: tuple[int, int], size: str) -> tuple[tuple[str, str], ...]:
     return tuple((m, m) for m in MOTIONS if _stays_inside(cell, size, (m, m)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _changing(cell: tuple[int, int], size: str) -> tuple[tuple[str, str], ...]:
     pairs = ((a, b) for a in MOTIONS for b in MOTIONS if a != b)
     return tuple(pair for pair in pairs if _stays_inside(cell, size, pair))

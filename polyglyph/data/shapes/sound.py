@@ -7,6 +7,7 @@ captions or ids.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -37,7 +38,7 @@ TREMOLO_DEPTH = 0.85
 def slots(n: int) -> list[tuple[int, int]]:
     """Where each of n things sounds: (start, stop) in samples, the slots' gaps included."""
     edges = [round(i * N_SAMPLES / n) for i in range(n + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def _bend(rise: tuple[str, str], n_samples: int) -> np.ndarray:

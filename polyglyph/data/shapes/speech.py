@@ -1,0 +1,100 @@
+"""Texts as speech, through espeak-ng: 22,050 Hz, mono, no system package.
+
+The library comes with the wheel `espeakng-loader` (GPL; loaded at run time, extra `speech`) and is
+called through ctypes. It has one state for the whole process, hence the lock. Knows nothing of
+scenes or ids.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from polyglyph.errors import InputError, MachineError, missing_extra
+
+if TYPE_CHECKING:
+    from polyglyph.media import Audio
+
+SAMPLE_RATE = 22_050
+WORDS_A_MINUTE = 165
+MAX_CHARACTERS = 10_000
+_RETRIEVAL, _UTF8, _BY_CHARACTER, _RATE = 1, 1, 1, 1  # constants of espeak's speak_lib.h
+_LOCK = threading.Lock()
+_CALLBACK = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+)
+
+
+class _Voice:
+    """The library, started, and what it last said."""
+
+    def __init__(self) -> None:
+        try:
+            import espeakng_loader
+        except ImportError as error:
+            raise missing_extra("espeakng-loader", "speech") from error
+        library: Any = espeakng_loader.load_library()
+        if library is None:
+            raise MachineError("espeak-ng's library does not load on this machine")
+        home = Path(espeakng_loader.get_data_path()).parent
+        rate = library.espeak_Initialize(_RETRIEVAL, 0, str(home).encode(), 0)
+        if rate != SAMPLE_RATE:
+            raise MachineError(f"espeak-ng should start at {SAMPLE_RATE} Hz; it said {rate}")
+        if library.espeak_SetVoiceByName(b"en-us") != 0:
+            raise MachineError("espeak-ng has no voice named en-us")
+        library.espeak_SetParameter(_RATE, WORDS_A_MINUTE, 0)
+        self.parts: list[np.ndarray] = []
+        self.keep = _CALLBACK(self.hear)
+        library.espeak_SetSynthCallback(self.keep)
+        self.library = library
+
+    def hear(self, wave: Any, n: int, events: Any) -> int:
+        if wave and n > 0:
+            self.parts.append(np.ctypeslib.as_array(wave, (n,)).copy())
+        return 0
+
+    def say(self, text: str) -> np.ndarray:
+        self.parts.clear()
+        raw = text.encode()
+        status = self.library.espeak_Synth(
+            raw, ctypes.c_size_t(len(raw) + 1), 0, _BY_CHARACTER, 0, _UTF8, None, None
+        )
+        if status != 0 or self.library.espeak_Synchronize() != 0:
+            raise MachineError(f"espeak-ng failed with status {status}")
+        return np.concatenate([np.zeros(0, np.int16), *self.parts])
+
+
+@cache
+def _voice() -> _Voice:
+    return _Voice()
+
+
+def speech_samples(text: str) -> np.ndarray:
+    """The text read aloud, float32 (S,) at 22,050 Hz in [-1, 1].
+
+    InputError for text that gives no sound or has more than 10,000 characters;
+    MissingExtraError without the extra `speech`.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(
+            f"speech takes up to {MAX_CHARACTERS} characters; got {len(text)}; split the text"
+        )
+    if "\0" in text or not text.strip():
+        raise InputError(f"speech needs words; got {text[:40]!r}")
+    with _LOCK:
+        samples = _voice().say(text)
+    if not len(samples):
+        raise InputError(f"speech needs words that can be spoken; got {text[:40]!r}")
+    return samples.astype(np.float32) / 32768
+
+
+def speech(text: str) -> Audio:
+    """The text read aloud, as an Audio of one channel; errors as of `speech_samples`."""
+    from polyglyph.media import Audio
+
+    return Audio(speech_samples(text)[None], SAMPLE_RATE)

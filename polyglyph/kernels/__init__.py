@@ -10,4 +10,5 @@ TABLE = {
     "nearest_code": "polyglyph.kernels.nearest_code:nearest_code",
     "rms_norm": "polyglyph.kernels.rms_norm:rms_norm",
     "rope": "polyglyph.kernels.rope:rope",
+    "swiglu": "polyglyph.kernels.swiglu:swiglu",
 }

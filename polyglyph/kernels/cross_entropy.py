@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 IGNORE = -100
-# Logits of one chunk: 8 MB of fp32. Larger chunks leave the cache (measured on a CPU).
+# Logits of one chunk: 8 MB of fp32. 64 MB is 1.35 times slower on a CPU: it leaves the cache.
 CHUNK_ELEMENTS = 1 << 21
 Ranges = tuple[tuple[int, int], ...]  # sorted half-open id ranges, never empty ones
 

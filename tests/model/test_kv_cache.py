@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from polyglyph.model.kv_cache import KVCache
+from polyglyph.model.transformer import ModelConfig, Transformer
+
+CONFIG = ModelConfig(
+    vocabulary_size=29, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=12, context=40
+)
+
+
+@pytest.fixture
+def model() -> Transformer:
+    torch.manual_seed(0)
+    model = Transformer(CONFIG)
+    for parameter in model.parameters():
+        parameter.data.mul_(4.0)
+    return model.requires_grad_(False)
+
+
+def test_cached_equals_uncached_with_rows_of_different_lengths(model: Transformer) -> None:
+    ids = torch.randint(0, 29, (3, 20))
+    whole = model(ids)
+    cache = KVCache(CONFIG, 3, 24)
+    read = [0, 0, 0]
+    for counts in ([5, 1, 7], [1, 1, 1], [3, 2, 0], [1, 4, 1], [1, 1, 1]):
+        step = torch.zeros(3, max(counts), dtype=torch.int64)
+        for row, count in enumerate(counts):
+            step[row, :count] = ids[row, read[row] : read[row] + count]
+        hidden = model(step, cache=cache)
+        cache.advance(counts)
+        for row, count in enumerate(counts):
+            expected = whole[row, read[row] : read[row] + count]
+            torch.testing.assert_close(hidden[row, :count], expected, rtol=1e-4, atol=1e-4)
+            read[row] += count
+    assert cache.lengths.tolist() == read and cache.longest == max(read)
+
+
+def test_kept_rows_go_on_as_before(model: Transformer) -> None:
+    ids = torch.randint(0, 29, (3, 9))
+    cache = KVCache(CONFIG, 3, 9)
+    model(ids[:, :8], cache=cache)
+    cache.advance([8, 6, 8])
+    cache.keep([2, 1])
+    assert cache.lengths.tolist() == [8, 6]
+    hidden = model(ids[[2, 1]][:, [8]], cache=cache)
+    torch.testing.assert_close(hidden[0], model(ids[2:])[0, 8:], rtol=1e-4, atol=1e-4)
+
+
+def test_documents_and_cache_exclude_each_other(model: Transformer) -> None:
+    ids = torch.zeros(1, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="doc_id and cache"):
+        model(ids, doc_id=ids, cache=KVCache(CONFIG, 1, 3))

@@ -1,6 +1,6 @@
 """Any medium to any medium with one transformer over one vocabulary.
 
-The public surface. Lazy: a name is imported when it is used, so that `import polyglyph` is light."""
+The public surface. Lazy: a name is imported when it is used, so `import polyglyph` is light."""
 
 from __future__ import annotations
 

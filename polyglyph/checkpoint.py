@@ -1,8 +1,8 @@
 """Files and folders that are whole or absent, fingerprints, and the checkpoint folder (format 1).
 
-Everything is written beside its final name, synced and renamed, so a visible checkpoint is a complete
-one. Knows tensors and JSON; nothing of models, codecs or runs. Imports torch only where it is asked
-to make torch tensors."""
+Everything is written beside its final name, synced and renamed, so a visible checkpoint is a
+complete one. Knows tensors and JSON; nothing of models, codecs or runs. Imports torch only where
+it is asked to make torch tensors."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def sha256_file(path: str | Path) -> str:
 def atomic_file(path: str | Path, force: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is synced and renamed to `path`.
 
-    Missing parent folders are made. On any failure nothing is left and an existing file is as it was.
-    Raises InputError when `path` exists and `force` is false, or can't be written; MachineError
-    when the disk is full."""
+    Missing parent folders are made. On any failure nothing is left and an existing file is as it
+    was. Raises InputError when `path` exists and `force` is false, or can't be written;
+    MachineError when the disk is full."""
     path = Path(path)
     refuse_existing(path, force)
     if path.is_dir():
@@ -111,10 +111,11 @@ def atomic_file(path: str | Path, force: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path, force: bool = False) -> Iterator[Path]:
-    """Yields an empty temporary folder beside `path`; on success it is synced and renamed to `path`.
+    """Yields an empty temporary folder beside `path`; on success it is synced and renamed to it.
 
-    An existing empty folder counts as absent. With `force` an existing folder is replaced as a whole,
-    unless the working or home directory lies in it or it is a repository. Errors as `atomic_file`."""
+    An existing empty folder counts as absent. With `force` an existing folder is replaced as a
+    whole, unless the working or home directory lies in it or it is a repository. Errors as
+    `atomic_file`."""
     path = Path(path)
     _refuse_folder(path, force)
     temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(6)}"
@@ -154,7 +155,7 @@ def _swap_in(temporary: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def refuse_existing(path: str | Path, force: bool) -> None:
+def refuse_existing(path: str | os.PathLike, force: bool) -> None:
     """Raises InputError when `path` exists and `force` is false: call it before slow work."""
     try:
         exists = os.path.lexists(path)
@@ -190,14 +191,15 @@ def shown(path: str | os.PathLike) -> str:
 
 
 def output_error(path: str | Path, error: OSError) -> PolyglyphError:
-    """The error to raise where writing `path` failed: ours when the disk is full, else the user's."""
+    """The error to raise where writing `path` failed: MachineError for a full disk, else InputError."""
     reason = (error.strerror or str(error)).lower()
     if error.errno in _FULL or error.errno == errno.EIO:
         return MachineError(
             f"writing {shown(path)} failed: {reason}; free some space and run again"
         )
     return InputError(
-        f"output {shown(path)} can't be written: {reason}; choose a path in a folder that you may write"
+        f"output {shown(path)} can't be written: {reason}; "
+        f"choose a path in a folder that you may write"
     )
 
 
@@ -356,8 +358,9 @@ def read_manifest(
         raise FormatError(f"{shown(path)} is damaged: not JSON ({error})") from error
     check_format(manifest, "checkpoint", path)
     missing = {"kind", "config", "files"} - set(manifest)
-    if missing:
-        raise FormatError(f"{shown(path)} lacks {', '.join(sorted(missing))}")
+    if missing or not isinstance(manifest["files"], dict):
+        what = ", ".join(sorted(missing)) or "a table of files"
+        raise FormatError(f"{shown(path)} is damaged: it lacks {what}")
     if kind is not None and manifest["kind"] != kind:
         raise FormatError(f"{shown(folder)} is a {manifest['kind']} checkpoint; expected a {kind}")
     for name, entry in manifest["files"].items():
@@ -385,6 +388,8 @@ def _check_file(folder: Path, name: str, entry: Mapping[str, Any], verify: bool)
     if not file.is_file():
         raise FormatError(f"checkpoint {shown(folder)} is incomplete: {name} is missing")
     size = file.stat().st_size
+    if not isinstance(entry, Mapping) or not {"bytes", "sha256"} <= set(entry):
+        raise FormatError(f"{shown(folder / MANIFEST)} is damaged: its entry of {name}")
     if size != entry["bytes"]:
         raise FormatError(
             f"checkpoint {shown(folder)}: {name} has {size} bytes, expected {entry['bytes']}; "

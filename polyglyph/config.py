@@ -1,12 +1,11 @@
 """TOML files to pydantic models: the base class, the loader, `--set`, and the way back to TOML.
 
 The models themselves stand on top of the files that they configure. A config is one whole file
-without inheritance; an unknown key is an error that names the nearest known one. Knows no section."""
+without inheritance; an unknown key is an error that names the nearest one. Knows no section."""
 
 from __future__ import annotations
 
 import copy
-import json
 import re
 import tomllib
 import typing
@@ -132,38 +131,15 @@ def dump(config: pydantic.BaseModel) -> str:
     """The config as TOML text that `load` reads back to an equal config.
 
     TOML has no null: a field that is None is left out, so its default has to be None."""
-    return "\n".join(_table_lines(config.model_dump(mode="json"), ())).lstrip("\n") + "\n"
+    import tomli_w
+
+    return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
 
 
-def _table_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
-    values = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    lines = [f"{_key(key)} = {_value(value)}" for key, value in values.items() if value is not None]
-    if path and (lines or not table):
-        lines.insert(0, f"\n[{'.'.join(_key(part) for part in path)}]")
-    for key, value in table.items():
-        if isinstance(value, dict):
-            lines += _table_lines(value, (*path, key))
-    return lines
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _string(key)
-
-
-def _string(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, str):
-        return _string(value)
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
         assert None not in value, "TOML has no null"
-        return "[" + ", ".join(_value(item) for item in value) + "]"
-    assert isinstance(value, dict), type(value)
-    items = (f"{_key(key)} = {_value(item)}" for key, item in value.items() if item is not None)
-    return "{" + ", ".join(items) + "}"
+        return [_without_none(item) for item in value]
+    return value

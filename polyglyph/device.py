@@ -88,8 +88,8 @@ def _has_nvidia_gpu() -> bool:
 def pick_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
     """torch.bfloat16 or torch.float32 for `device`.
 
-    "auto" takes bf16 where the hardware computes in it. An explicit "bf16" falls back to fp32 with a
-    note on a GPU without it; a CPU without it obeys, slowly."""
+    "auto" takes bf16 where the hardware computes in it. An explicit "bf16" falls back to fp32
+    with a note on a GPU without it; a CPU without it obeys, slowly."""
     import torch
 
     if name not in DTYPES:

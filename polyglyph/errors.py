@@ -1,8 +1,8 @@
 """Errors that a user meets: one line saying what was expected, what came, what to do.
 
-Holds the classes, their exit status and the "did you mean" message. Knows nothing of any floor above.
-A wrong input exits with 2, a failure of the machine or of ours with 1; our own invariants are bare
-asserts, not errors of this file."""
+Holds the classes, their exit status and the "did you mean" message. Knows nothing of any floor
+above. A wrong input exits with 2, a failure of the machine or of ours with 1; our own invariants
+are bare asserts, not errors of this file."""
 
 from __future__ import annotations
 

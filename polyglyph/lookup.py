@@ -1,6 +1,7 @@
 """Lazy lookups: a table of "package.module:Name" strings, resolved only when a name is used.
 
-The tables stand in the `__init__` of the folder that they describe. Knows nothing of what they hold."""
+The tables stand in the `__init__` of the folder that they describe. Knows nothing of what they
+hold."""
 
 from __future__ import annotations
 

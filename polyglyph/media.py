@@ -100,6 +100,7 @@ class Audio:
         self.notes = list(notes or ())
         self.samples: np.ndarray
         self.sample_rate: int
+        self.source_rate: int | None = source_rate
         if isinstance(samples, str | os.PathLike | bytes | bytearray | memoryview):
             if sample_rate is not None:
                 raise MediaError("a sound that is loaded has its own sample rate; leave it out")
@@ -112,7 +113,6 @@ class Audio:
             raise MediaError(f"a sound needs a sample rate in Hz, such as 16000; got {sample_rate}")
         self.samples = media_audio.from_array(samples)
         self.sample_rate = int(sample_rate)
-        self.source_rate = source_rate
 
     @property
     def n_channels(self) -> int:
@@ -143,9 +143,9 @@ class Audio:
 class Video:
     """A clip: `frames` uint8 (F, H, W, 3) at a constant `fps`, upright, with an optional sound.
 
-    The first argument is a path, bytes or an array. A file of variable rate is brought to a constant
-    one: output frame n is what is on screen at (n + 0.5) / fps. The sound starts with the first
-    frame and may be shorter or longer than the pictures. Raises MediaError."""
+    The first argument is a path, bytes or an array. A file of variable rate is brought to a
+    constant one: output frame n is what is on screen at (n + 0.5) / fps. The sound starts with the
+    first frame and may be shorter or longer than the pictures. Raises MediaError."""
 
     def __init__(
         self,
@@ -325,7 +325,14 @@ def load(
             samples, rate = media_audio.decode(file, label, found, limits, strict, notes)
             return Audio(samples, rate, rate, notes)
         clip = media_video.decode(
-            file, label, found, limits, strict, notes, modality=modality, usual=wanted
+            file,
+            label,
+            found,
+            limits,
+            strict,
+            notes,
+            needs_pictures=modality == "video",
+            needs_sound=modality == "audio",
         )
         if clip.frames is None:
             assert clip.samples is not None and clip.sample_rate is not None

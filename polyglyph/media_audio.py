@@ -175,7 +175,7 @@ def clamped(samples: np.ndarray, notes: list[str]) -> np.ndarray:
 
 
 def to_pcm16(samples: np.ndarray) -> np.ndarray:
-    """int16 of samples in [-1, 1], by 32768 as they are read back: a 16-bit file survives exactly."""
+    """int16 of samples in [-1, 1], by 32768 as they are read: a 16-bit file survives exactly."""
     return np.clip(np.rint(samples.astype(np.float64) * 32768), -32768, 32767).astype(np.int16)
 
 
@@ -206,9 +206,10 @@ def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 def mix_channels(samples: np.ndarray, n_channels: int) -> np.ndarray:
     """float32 (C, S) to (n_channels, S).
 
-    Down to mono: the mean of left and right. 5.1 (FL FR FC LFE BL BR) folds to left and right first:
-    front + 0.707 centre + 0.707 back, over their sum, so that it can't clip; the LFE is dropped
-    (ITU-R BS.775). Other counts go down by the plain mean, and up by repeating that mean."""
+    Down to mono: the mean of left and right. 5.1 (FL FR FC LFE BL BR) folds to left and right
+    first: front + 0.707 centre + 0.707 back, over the sum of the weights, so that it can't clip;
+    the LFE is dropped (ITU-R BS.775). Other counts go down by the plain mean, and up by repeating
+    that mean."""
     have = samples.shape[0]
     if have == n_channels:
         return np.ascontiguousarray(samples, dtype=np.float32)

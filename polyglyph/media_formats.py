@@ -1,4 +1,4 @@
-"""What a media file is, judged by its first bytes, and the limits checked before anything is decoded.
+"""What a media file is, judged by its first bytes, and the limits checked before decoding.
 
 Knows the supported formats by magic number and the well-known unsupported ones with a hint each.
 Decodes nothing."""
@@ -177,7 +177,7 @@ def open_source(source: Source) -> Iterator[tuple[BinaryIO, str, str]]:
         if not stat.S_ISREG(os.stat(source).st_mode):
             kind = "folder" if os.path.isdir(source) else "device or pipe"
             raise MediaError(f"{label} is a {kind}; expected a media file")
-        file = open(source, "rb")
+        file = open(source, "rb")  # noqa: SIM115  closed by the with below
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise MediaError(f"{label}: {reason}; expected the path of a media file") from error

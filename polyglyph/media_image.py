@@ -2,7 +2,8 @@
 
 Knows PNG, JPEG, WebP, GIF and BMP, still or animated. Sizes are checked on the header, before
 decoding; pixels are always loaded, so a file that ends early is an error here and not later.
-A PNG with 16 bits per colour channel comes from Pillow with the upper 8; 16-bit grey is rescaled."""
+A PNG with 16 bits per colour channel comes from Pillow with the upper 8; 16-bit grey is
+rescaled here."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def decode(
 def decode_frames(
     file: BinaryIO, label: str, limits: Limits, background: tuple[int, int, int], notes: list[str]
 ) -> tuple[list[np.ndarray], list[float], float]:
-    """All frames of an animation: (uint8 (H, W, 3) each, their start times in s, the duration in s).
+    """All frames of an animation: (uint8 (H, W, 3) each, their start times in s, duration in s).
 
     A frame without a duration, or one of 10 ms or less, is shown for 100 ms, as browsers do."""
     image = _open(file, label, limits)

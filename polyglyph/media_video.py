@@ -1,7 +1,7 @@
 """Clips, and the sound of container files, through PyAV: MP4, WebM, MKV, M4A, AAC.
 
-Reading gives upright 8-bit RGB with square pixels at a constant rate; writing pads odd sizes to even.
-The demuxer is named and never guessed, so no file can pass for a playlist that opens others."""
+Reading gives upright 8-bit RGB with square pixels at a constant rate; writing pads odd sizes to
+even. The demuxer is named, never guessed: no file can pass for a playlist that opens others."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def at_constant_rate(
     middles = (np.arange(max(1, round(duration_s * fps))) + 0.5) / fps
     chosen = np.clip(np.searchsorted(times, middles, side="right") - 1, 0, n_frames - 1)
     notes.append(
-        f"variable frame rate: {n_frames} frames were sampled by time to {len(chosen)} at {fps:g} fps"
+        f"variable frame rate: {n_frames} frames were sampled by time to {len(chosen)} "
+        f"at {fps:g} fps"
     )
     return np.stack([frames[index] for index in chosen]), fps
 
@@ -99,13 +100,13 @@ def decode(
     strict: bool,
     notes: list[str],
     *,
-    modality: str | None,
-    usual: str,
+    needs_pictures: bool = False,
+    needs_sound: bool = False,
 ) -> Clip:
     """The pictures and the sound of a container.
 
-    `modality` "video" or "audio" insists on one; None takes pictures with their sound, or the sound
-    alone where there are no pictures (`usual` is what the format mostly holds)."""
+    Pictures with their sound, where there are pictures, else the sound. `needs_pictures` refuses a
+    file without them; `needs_sound` takes the sound alone and refuses a file without it."""
     import av
 
     demuxer = "matroska" if found is WEBM else "aac" if found is AAC else "mp4"
@@ -116,13 +117,13 @@ def decode(
     with container:
         pictures = [s for s in container.streams.video if not _is_cover(s)]
         sounds = list(container.streams.audio)
-        if modality == "video" and not pictures:
+        if needs_pictures and not pictures:
             raise MediaError(f"{label} has no video stream; load it as audio")
-        if modality == "audio" and not sounds:
+        if needs_sound and not sounds:
             raise MediaError(f"{label} has no audio stream; load it as video")
         if not pictures and not sounds:
-            raise MediaError(f"{label} has neither a video nor an audio stream; expected {usual}")
-        picture = pictures[0] if pictures and modality != "audio" else None
+            raise MediaError(f"{label} has neither a video nor an audio stream; expected one")
+        picture = pictures[0] if pictures and not needs_sound else None
         reading = _Reading(label, limits, notes, picture, sounds[0] if sounds else None)
         try:
             _read(container, reading)
@@ -277,7 +278,7 @@ def _display_matrix(frame: Any) -> np.ndarray | None:
 
 
 def _turned(pixels: np.ndarray, matrix: np.ndarray | None, notes: list[str]) -> np.ndarray:
-    """The pixels as they are shown: turned by quarters and mirrored; other angles to the nearest."""
+    """The pixels as they are shown: turned by quarters and mirrored; other angles, the nearest."""
     if matrix is None or not matrix.any():
         return pixels
     (a, b), (c, d) = matrix.astype(float)
@@ -322,7 +323,7 @@ def _assemble(reading: _Reading, strict: bool) -> Clip:
 def _timeline(
     reading: _Reading, nominal: float | None
 ) -> tuple[list[np.ndarray], list[float], float, float]:
-    """(frames, their times from 0 in s, start of the first in s, duration in s), in rising order."""
+    """(frames, their rising times from 0 in s, start of the first in s, duration in s)."""
     step_s = 1 / nominal if nominal else 0.04
     times = [index * step_s if t is None else t for index, t in enumerate(reading.times)]
     order = np.argsort(times, kind="stable")

@@ -11,7 +11,6 @@ Shapes: B batch, S samples, F frames, D latent width, Q codebooks.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +25,15 @@ from polyglyph.config import Config
 from polyglyph.errors import InputError
 from polyglyph.media import Audio, mix_channels, resample
 from polyglyph.tokenizers.base import AudioMeta, CodeGrid, SpanSpec, Tokenizer
-from polyglyph.tokenizers.neural import CodecStep, load_weights, read_codec, save_codec
+from polyglyph.tokenizers.neural import (
+    CodecStep,
+    inference_state,
+    load_weights,
+    read_codec,
+    save_codec,
+)
 from polyglyph.tokenizers.quantize import Quantizer, QuantizerConfig
-from polyglyph.tokenizers.seanet import Decoder, Encoder, fold_weight_norm, is_folded
+from polyglyph.tokenizers.seanet import Decoder, Encoder, fold_weight_norm, folded_state, is_folded
 from polyglyph.tokenizers.spectral import SpectralLoss
 
 # The net works on sound of about unit level; speech and music have a root mean square near 0.2.
@@ -146,10 +151,7 @@ class AudioTokenizer(Tokenizer):
     net_class = AudioCodec
 
     def __init__(self, net: AudioCodec, fingerprint: str = "") -> None:
-        if not is_folded(net):
-            net = copy.deepcopy(net)  # the training net keeps its weight norm
-            fold_weight_norm(net)
-        self.net = net.eval()
+        self.net = (net if is_folded(net) else _folded(net)).eval()
         self.config: AudioCodecConfig = net.config
         self.modality, self.span = "audio", net.config.span
         quantizer = net.config.quantizer
@@ -236,6 +238,17 @@ class AudioTokenizer(Tokenizer):
         fold_weight_norm(net)
         load_weights(net, tensors, folder)
         return cls(net, data["fingerprint"])
+
+
+def _folded(net: AudioCodec) -> AudioCodec:
+    """A twin for inference: weight norm folded, no learner; `net` goes on training as it is."""
+    # Forked: a monitor that drew random numbers would part a resumed run from an unbroken one.
+    with torch.random.fork_rng(devices=[]):
+        twin = AudioCodec(net.config)
+    fold_weight_norm(twin)
+    state = folded_state(net)
+    twin.load_state_dict({key: state[key] for key in inference_state(twin)})
+    return twin.to(net.quantizer.codebook.device)
 
 
 def _groups(lengths: Sequence[int]) -> list[list[int]]:

@@ -92,7 +92,11 @@ class RegionTokenizer(Tokenizer):
             raise unknown("region kind", meta.kind, N_VALUES, FormatError)
         if grid.shape != (N_VALUES[meta.kind],):
             raise FormatError(f"a {meta.kind} has {N_VALUES[meta.kind]} codes, got {grid.shape[0]}")
-        return Region(from_bins(grid.codes[0], self.config.n_bins), meta.kind)
+        codes = grid.codes[0]
+        if meta.kind != "point":
+            # Generated codes may hold the corners in any order; they span the same box.
+            codes = np.sort(codes.reshape(2, -1), axis=0).reshape(-1)
+        return Region(from_bins(codes, self.config.n_bins), meta.kind)
 
     def default_meta(self, grid_shape: Sequence[int]) -> RegionMeta:
         """Four codes are a box, two a point."""

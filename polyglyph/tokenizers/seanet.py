@@ -178,7 +178,9 @@ class Decoder(nn.Module):
 
 
 def fold_weight_norm(module: nn.Module) -> None:
-    """Replaces every weight-normed weight by its value, in place; outputs stay the same."""
+    """Replaces every weight-normed weight by its value, in place; outputs stay the same.
+
+    Not for a deep copy: it shares a class with its original, which would be folded half."""
     for child in module.modules():
         if parametrize.is_parametrized(child, "weight"):
             parametrize.remove_parametrizations(child, "weight", leave_parametrized=True)
@@ -187,3 +189,14 @@ def fold_weight_norm(module: nn.Module) -> None:
 def is_folded(module: nn.Module) -> bool:
     """Whether no weight norm is left in `module`."""
     return not any(parametrize.is_parametrized(child) for child in module.modules())
+
+
+def folded_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state of `module` as its folded twin has it; copies."""
+    state = {key: value.detach().clone() for key, value in module.state_dict().items()}
+    for name, child in module.named_modules():
+        if parametrize.is_parametrized(child, "weight"):
+            del state[f"{name}.parametrizations.weight.original0"]
+            del state[f"{name}.parametrizations.weight.original1"]
+            state[f"{name}.weight"] = child.weight.detach().clone()
+    return state

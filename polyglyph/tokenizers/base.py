@@ -275,7 +275,9 @@ def save_codes(path: str | Path, items: Sequence[CodesItem], *, force: bool = Fa
         for grid in grids:
             name = f"{key}.{grid.modality}"
             if name in tensors:
-                raise InputError(f"two {grid.modality} grids under key {key}; give each its own key")
+                raise InputError(
+                    f"two {grid.modality} grids under key {key}; give each its own key"
+                )
             tensors[name] = np.ascontiguousarray(grid.codes)
             entry = {"key": name, "modality": grid.modality, "source": source}
             entry |= {"fingerprint": grid.fingerprint, "meta": meta_to_json(grid.meta)}

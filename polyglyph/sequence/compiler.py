@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -175,7 +176,7 @@ class Compiler:
             nodes.choice = builder.node(name, kind=OPEN_ORDER, layout=index)
             builder.layouts[index][START] = nodes.choice
             self._sized_body(spec, nodes, index, ordered=True)
-            common = {"op": ORDER, "layout": index}
+            common: dict[str, Any] = {"op": ORDER, "layout": index}
             builder.edge(nodes.choice, first, END, limited=True, **common)
             builder.edge(nodes.choice, self._codes(spec, 1), END, fix=1, codebook=1, **common)
             return
@@ -216,7 +217,7 @@ class Compiler:
             node = builder.node(
                 "size", kind=LIMITED, layout=index, axis=level, shift=shift, rest=rest
             )
-            columns = {"op": READ, "level": level, "shift": shift, "layout": index}
+            columns: dict[str, Any] = {"op": READ, "level": level, "shift": shift, "layout": index}
             builder.edge(node, sizes, next_node, limited=True, **columns)
             nodes.sizes.insert(0, [node])
             next_node = node

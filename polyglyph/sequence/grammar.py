@@ -352,9 +352,8 @@ class Grammar:
         if not whole:
             return []
         codes = np.stack([line[: whole * unit] for line in lines])
-        return [
-            self._segment(span, codes.reshape(spec.n_codebooks, whole, *grid[1:]), partial=True)
-        ]
+        codes = codes.reshape(spec.n_codebooks, whole, *grid[1:])
+        return [self._segment(span, codes, partial=True)]
 
     # -- slots ---------------------------------------------------------------------------------
 

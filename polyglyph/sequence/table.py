@@ -7,6 +7,7 @@ works out how a small budget narrows them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class Builder:
         self.layouts: list[np.ndarray] = []
         assert (DEAD, END) == (0, 1)
 
-    def node(self, name: str, **fields: int) -> int:
+    def node(self, name: str, **fields: Any) -> int:
         self.nodes.append(Node(name, **fields))
         return len(self.nodes) - 1
 
@@ -78,7 +79,7 @@ class Builder:
         *,
         need: int = 0,
         limited: bool = False,
-        **columns: int,
+        **columns: Any,
     ) -> None:
         """From `node` on any of `ids` to `next`; `columns` by the names of the edge table."""
         fields = np.zeros(N_EDGE, np.int32)

@@ -132,11 +132,10 @@ class Templates:
                 at.append(nodes.sizes[axis][0])
                 continue
             digits = [self.dialect.digit_ids[int(digit)] for digit in str(n)]
-            is_last = axis == len(grid) - 1
-            ids += [
-                *digits,
-                self._control(layout.after_size, span) if is_last else self.dialect.star_id,
-            ]
+            separator = self.dialect.star_id
+            if axis == len(grid) - 1:
+                separator = self._control(layout.after_size, span)
+            ids += [*digits, separator]
             at += nodes.sizes[axis][: len(digits) + 1]
         if layout.after_size is not None and layout.size != "digits":
             ids.append(self._control(layout.after_size, span))

@@ -96,7 +96,9 @@ class Vocabulary:
             for side in ("begin", "end"):
                 free = [n for n in controls if n.startswith(f"reserved_{side}_")]
                 if free:
-                    controls[f"{side}_{spec.span}"] = controls.pop(min(free, key=controls.get))
+                    controls[f"{side}_{spec.span}"] = controls.pop(
+                        min(free, key=lambda name: controls[name])
+                    )
                 else:
                     controls[f"{side}_{spec.span}"] = size
                     size += 1
@@ -167,15 +169,13 @@ class Vocabulary:
 
     @classmethod
     def from_json(cls, data: Any) -> Vocabulary:
-        """Inverse of `to_json`. FormatError if the data is not a vocabulary or contradicts itself."""
+        """Inverse of `to_json`. FormatError if this is no vocabulary or contradicts itself."""
         try:
             check_format(data["format"], "vocabulary.json")
-            entries = [
-                Entry(
-                    s["span"], s["codebook"], s["size"], s.get("start", 0), tuple(s.get("ids", ()))
-                )
-                for s in data["spans"]
-            ]
+            entries = []
+            for span in data["spans"]:
+                where = {"start": span["start"]} if "start" in span else {"ids": tuple(span["ids"])}
+                entries.append(Entry(span["span"], span["codebook"], span["size"], **where))
             return cls(entries, data["controls"], data["size"])
         except (KeyError, TypeError, AttributeError, AssertionError, IndexError) as error:
             raise FormatError(f"this is not a vocabulary: {error!r}") from error

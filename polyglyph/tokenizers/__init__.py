@@ -25,7 +25,7 @@ MODALITIES = tuple(TABLE)
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer saved in `folder`, of the class that its codec.json's `modality` names.
 
-    FormatError if codec.json is missing, is not JSON or names no modality; the class checks the rest.
+    FormatError if codec.json is missing, not JSON or names no modality; the class checks the rest.
     """
     from polyglyph.lookup import find
     from polyglyph.tokenizers.base import read_codec_json

@@ -1,4 +1,4 @@
-"""What every tokenizer shares: the grid of codes, what inversion needs, the contract, the codes file.
+"""What every tokenizer shares: the grid of codes, what inversion needs, the codes file.
 
 Knows no network, no id and no modality's algorithm; numpy only. The formats are version 1 of the
 design: tensors `000000.image` ... in one safetensors file with a JSON list of items beside them.
@@ -270,7 +270,7 @@ def save_codes(path: str | Path, items: Sequence[CodesItem], *, force: bool = Fa
     from polyglyph.checkpoint import atomic_file
 
     tensors: dict[str, np.ndarray] = {}
-    entries = []
+    entries: list[dict[str, Any]] = []
     for key, source, grids in items:
         for grid in grids:
             name = f"{key}.{grid.modality}"
@@ -279,9 +279,9 @@ def save_codes(path: str | Path, items: Sequence[CodesItem], *, force: bool = Fa
                     f"two {grid.modality} grids under key {key}; give each its own key"
                 )
             tensors[name] = np.ascontiguousarray(grid.codes)
-            entry = {"key": name, "modality": grid.modality, "source": source}
-            entry |= {"fingerprint": grid.fingerprint, "meta": meta_to_json(grid.meta)}
-            entries.append(entry)
+            named = {"key": name, "modality": grid.modality, "source": source}
+            more = {"fingerprint": grid.fingerprint, "meta": meta_to_json(grid.meta)}
+            entries.append({**named, **more})
     header = json.dumps({"format": FORMAT, "items": entries}, ensure_ascii=False)
     with atomic_file(Path(path), force=force) as temporary:
         Path(temporary).write_bytes(save(tensors, metadata={"polyglyph": header}))

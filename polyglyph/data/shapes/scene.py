@@ -8,7 +8,6 @@ or ids.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
@@ -210,11 +209,3 @@ def box(thing: Thing, frame: int = 0) -> tuple[float, float, float, float]:
     y, x = path(thing.cell, thing.motion)[frame]
     r = thing.diameter / 2
     return (x - r) / SIDE, (y - r) / SIDE, (x + r) / SIDE, (y + r) / SIDE
-
-
-def scenes(seed: int, split: str = "train", start: int = 0) -> Iterator[Scene]:
-    """The endless row of scenes from `start` on."""
-    index = start
-    while True:
-        yield make_scene(seed, index, split)
-        index += 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,11 @@ _CALLBACK = ctypes.CFUNCTYPE(
 
 
 class _Voice:
-    """The library, started, and what it last said."""
+    """The library, freshly loaded, and what it says; `close` unloads it.
+
+    It lives for one text: the variables that it keeps from one to the next (phase of the flutter,
+    sign of the upper harmonics) would make samples depend on what was said before.
+    """
 
     def __init__(self) -> None:
         try:
@@ -48,6 +51,7 @@ class _Voice:
         if library.espeak_SetVoiceByName(b"en-us") != 0:
             raise MachineError("espeak-ng has no voice named en-us")
         library.espeak_SetParameter(_RATE, WORDS_A_MINUTE, 0)
+        library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         self.parts: list[np.ndarray] = []
         self.keep = _CALLBACK(self.hear)
         library.espeak_SetSynthCallback(self.keep)
@@ -59,7 +63,6 @@ class _Voice:
         return 0
 
     def say(self, text: str) -> np.ndarray:
-        self.parts.clear()
         raw = text.encode()
         status = self.library.espeak_Synth(
             raw, ctypes.c_size_t(len(raw) + 1), 0, _BY_CHARACTER, 0, _UTF8, None, None
@@ -68,10 +71,12 @@ class _Voice:
             raise MachineError(f"espeak-ng failed with status {status}")
         return np.concatenate([np.zeros(0, np.int16), *self.parts])
 
+    def close(self) -> None:
+        import _ctypes
 
-@cache
-def _voice() -> _Voice:
-    return _Voice()
+        self.library.espeak_Terminate()
+        if hasattr(_ctypes, "dlclose"):
+            _ctypes.dlclose(self.library._handle)
 
 
 def speech_samples(text: str) -> np.ndarray:
@@ -87,7 +92,11 @@ def speech_samples(text: str) -> np.ndarray:
     if "\0" in text or not text.strip():
         raise InputError(f"speech needs words; got {text[:40]!r}")
     with _LOCK:
-        samples = _voice().say(text)
+        voice = _Voice()
+        try:
+            samples = voice.say(text)
+        finally:
+            voice.close()
     if not len(samples):
         raise InputError(f"speech needs words that can be spoken; got {text[:40]!r}")
     return samples.astype(np.float32) / 32768

@@ -19,7 +19,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"weight must be ({x.shape[-1]},), got {tuple(weight.shape)}")
-    return _RmsNorm.apply(x, weight, eps, result_dtype(x))
+    dtype = result_dtype(x)
+    if not torch.is_grad_enabled():  # decoding: an autograd.Function costs more than the norm
+        return _normalise(x, weight, eps)[0].to(dtype)
+    return _RmsNorm.apply(x, weight, eps, dtype)
 
 
 def result_dtype(x: Tensor) -> torch.dtype:
@@ -36,11 +39,9 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        wide = _wide(x)
-        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
+        y, rstd = _normalise(x, weight, eps)
         ctx.save_for_backward(x, weight, rstd)
-        return (wide * rstd).mul_(weight).to(dtype)
+        return y.to(dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -55,6 +56,14 @@ class _RmsNorm(torch.autograd.Function):
         grad_x = torch.mul(grad, weight, out=product)
         grad_x.sub_(normed.mul_(inner)).mul_(rstd.view(-1, 1))
         return grad_x.view(x.shape).to(x.dtype), grad_weight.to(weight.dtype), None, None
+
+
+def _normalise(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(y, 1 / root mean square (..., 1)), both in fp32 or fp64."""
+    wide = _wide(x)
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (wide * rstd).mul_(weight), rstd
 
 
 def _wide(x: Tensor) -> Tensor:

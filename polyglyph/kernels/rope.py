@@ -35,7 +35,8 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             f"expected x (B, T, N, K) and cos (T, K/2) or (B, T, K/2), "
             f"got {tuple(x.shape)} and {tuple(cos.shape)}"
         )
-    return _Rope.apply(x, cos.unsqueeze(-2), sin.unsqueeze(-2))
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    return _Rope.apply(x, cos, sin) if torch.is_grad_enabled() else _rotate(x, cos, sin, 1.0)
 
 
 class _Rope(torch.autograd.Function):

@@ -10,9 +10,10 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
+from typing import Any
 
 from polyglyph.data.shapes.claims import Claim, Constraints
-from polyglyph.data.shapes.scene import COLORS, SHAPES, SIZES, Scene, Thing
+from polyglyph.data.shapes.scene import COLORS, OBSERVABLE, SHAPES, SIZES, Scene, Thing
 from polyglyph.errors import InputError
 
 PLACES: dict[tuple[int, int], str] = {
@@ -27,7 +28,6 @@ PLACES: dict[tuple[int, int], str] = {
     (2, 2): "at the bottom right",
 }
 RISING = {"up": "rising", "down": "falling", "level": "level"}
-_CARRIES_PLACE = ("image", "video")
 
 
 def noun(thing: Thing, size: bool = True) -> str:
@@ -66,7 +66,7 @@ def _moves(thing: Thing, modality: str) -> str:
 
 def canonical(scene: Scene, modality: str) -> str:
     """The complete wording: everything that the medium shows, in the order of the scene."""
-    if modality in _CARRIES_PLACE:
+    if "cell" in OBSERVABLE[modality]:
         return ", ".join(f"{a_noun(t)} {PLACES[t.cell]}{_moves(t, modality)}" for t in scene.things)
     return ", then ".join(f"{a_noun(t)}{_moves(t, modality)}" for t in scene.things)
 
@@ -108,7 +108,7 @@ def _related(scene: Scene, rng: random.Random, modality: str) -> str:
     things = rng.sample(scene.things, len(scene.things))
     size, moves = rng.random() < 0.75, rng.random() < 0.5
     names = [f"{a_noun(t, size)}{_moves(t, modality) if moves else ''}" for t in things]
-    sound = modality == "audio"
+    sound = "cell" not in OBSERVABLE[modality]
     first = _relation(things[0], things[1], rng, sound)
     if not first:
         return ""
@@ -133,11 +133,10 @@ def _in_turn(scene: Scene, rng: random.Random) -> str:
 def caption(scene: Scene, rng: random.Random, modality: str) -> str:
     """One of the wordings that ask for this scene in a medium: complete ones and open ones."""
     draw = rng.random()
-    if modality == "audio":
+    if "cell" not in OBSERVABLE[modality]:
         if draw < 0.7 or len(scene.things) == 1:
             return _in_turn(scene, rng)
         return _related(scene, rng, modality) or _in_turn(scene, rng)
-    assert modality in _CARRIES_PLACE, modality
     if draw < 0.35:
         return canonical(scene, modality)
     if draw < 0.6:
@@ -229,7 +228,7 @@ class _Reader:
     def thing(self) -> None:
         while self.peek() in _ARTICLES:
             self.at += 1
-        what: dict[str, str] = {}
+        what: dict[str, Any] = {}
         while True:
             word = self.peek()
             if word in _SIZES:
@@ -244,7 +243,7 @@ class _Reader:
         elif word not in _ANY:
             raise self.fail(f"a shape should stand where {word!r} does")
         self.at += 1
-        self.claims.append(Claim(cell=self.pending_cell, **what))
+        self.claims.append(replace(Claim(cell=self.pending_cell), **what))
         self.pending_cell = None
         index = len(self.claims) - 1
         if self.pending_relation:

@@ -95,7 +95,9 @@ def _canvas(pixels: np.ndarray) -> np.ndarray:
         from PIL import Image
 
         flat = pixels.reshape(-1, *pixels.shape[-3:]).astype(np.uint8)
-        small = [np.asarray(Image.fromarray(p).resize((SIDE, SIDE), Image.BOX)) for p in flat]
+        small = [
+            np.asarray(Image.fromarray(p).resize((SIDE, SIDE), Image.Resampling.BOX)) for p in flat
+        ]
         pixels = np.stack(small).reshape(*pixels.shape[:-3], SIDE, SIDE, 3)
     return np.nan_to_num(pixels.astype(np.float32)) - _GROUND
 

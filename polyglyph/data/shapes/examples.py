@@ -97,18 +97,67 @@ def _phrase(scene: Scene, rng: Any) -> Example:
     return Example("image_phrase_to_region", prompt, target, scene, scene)
 
 
-_TASKS: dict[str, Callable[[Scene, Any], Example]] = {
-    "text_to_image": _show("text_to_image", "image"),
-    "image_to_text": _tell("image_to_text", "image"),
-    "text_to_video": _show("text_to_video", "video"),
-    "video_to_text": _tell("video_to_text", "video"),
-    "text_to_audio": _show("text_to_audio", "audio"),
-    "audio_to_text": _tell("audio_to_text", "audio"),
-    "image_to_audio": _turn("image_to_audio", "image", "audio"),
-    "audio_to_image": _turn("audio_to_image", "audio", "image"),
-    "image_question_to_text": _question,
-    "image_instruction_to_image": _edit,
-    "image_phrase_to_region": _phrase,
+_Maker = Callable[[Scene, Any], Example]
+_Checker = Callable[[Example, Any], Verdict]
+
+
+def _check_wish(example: Example, result: Any) -> Verdict:
+    return check_prompt(example.prompt[0][1], example.target[0], result)
+
+
+def _check_told(example: Example, result: Any) -> Verdict:
+    """A text must say everything that the medium shows."""
+    medium = example.prompt[0][0]
+    truth = observe(example.scene, medium)
+    wanted = shared("text", medium)
+    try:
+        said = parse_caption(str(result))
+    except InputError as error:
+        total = len(truth) * sum(name != "order" for name in wanted) + 1
+        return Verdict(False, 0, total, (str(error),))
+    return said.check(truth, wanted, complete=True)
+
+
+def _check_turned(example: Example, result: Any) -> Verdict:
+    return _check_shown(example.wanted, example.prompt[0][0], example.target[0], result)
+
+
+def _check_answer(example: Example, result: Any) -> Verdict:
+    truth = example.target[1]
+    good = str(result).strip().lower() == truth
+    return _exact(good, "answer", f"{result!r}, not {truth!r}")
+
+
+def _check_region(example: Example, result: Any) -> Verdict:
+    share = overlap(np.asarray(result), example.target[1])
+    return _exact(share >= ENOUGH, "region", f"overlap {share:.2f}")
+
+
+def _exact(good: bool, name: str, text: str) -> Verdict:
+    return Verdict(good, int(good), 1, () if good else (text,), {name: (int(good), 1)})
+
+
+def _check_shown(scene: Scene, source: str, target: str, result: Any) -> Verdict:
+    """Whether a result in one medium shows what another medium of the scene carries."""
+    carried = constraints_of(observe(scene, source))
+    both = shared(source, target)
+    if "cell" in both:  # the cells say more than the order
+        carried = Constraints(carried.things)
+    return carried.check(READ[target](result), both)
+
+
+_TASKS: dict[str, tuple[_Maker, _Checker]] = {
+    "text_to_image": (_show("text_to_image", "image"), _check_wish),
+    "image_to_text": (_tell("image_to_text", "image"), _check_told),
+    "text_to_video": (_show("text_to_video", "video"), _check_wish),
+    "video_to_text": (_tell("video_to_text", "video"), _check_told),
+    "text_to_audio": (_show("text_to_audio", "audio"), _check_wish),
+    "audio_to_text": (_tell("audio_to_text", "audio"), _check_told),
+    "image_to_audio": (_turn("image_to_audio", "image", "audio"), _check_turned),
+    "audio_to_image": (_turn("audio_to_image", "audio", "image"), _check_turned),
+    "image_question_to_text": (_question, _check_answer),
+    "image_instruction_to_image": (_edit, _check_turned),
+    "image_phrase_to_region": (_phrase, _check_region),
 }
 TASKS = tuple(_TASKS)
 
@@ -125,36 +174,13 @@ def make_example(
     if task not in _TASKS:
         raise unknown("task", task, TASKS)
     scene = make_scene(seed, index, split, n_objects, held_out)
-    return _TASKS[task](scene, scene_rng(seed, index, split, task))
+    return _TASKS[task][0](scene, scene_rng(seed, index, split, task))
 
 
 def check_prompt(text: str, modality: str, result: Any) -> Verdict:
     """Whether a picture, clip or sound shows what a text asks for. InputError if the text can't be
     read as words of this world."""
     return parse_caption(text).check(READ[modality](result), shared("text", modality))
-
-
-def _check_text(text: str, scene: Scene, modality: str) -> Verdict:
-    truth = observe(scene, modality)
-    wanted = shared("text", modality)
-    try:
-        said = parse_caption(text)
-    except InputError as error:
-        total = len(truth) * sum(name != "order" for name in wanted) + 1
-        return Verdict(False, 0, total, (str(error),))
-    return said.check(truth, wanted, complete=True)
-
-
-def _check_turned(scene: Scene, source: str, target: str, result: np.ndarray) -> Verdict:
-    carried = constraints_of(observe(scene, source))
-    both = shared(source, target)
-    if "cell" in both:  # the cells say more than the order
-        carried = Constraints(carried.things)
-    return carried.check(READ[target](result), both)
-
-
-def _check_exact(good: bool, name: str, text: str) -> Verdict:
-    return Verdict(good, int(good), 1, () if good else (text,), {name: (int(good), 1)})
 
 
 def verdict(example: Example, result: Any) -> Verdict:
@@ -164,24 +190,12 @@ def verdict(example: Example, result: Any) -> Verdict:
     box (4,). A wish is held to what it says; an answer must say everything; an edit must change
     what was asked and nothing else.
     """
-    kind, truth = example.target
-    given = example.prompt[0][0]
-    if example.task == "image_question_to_text":
-        good = str(result).strip().lower() == truth
-        return _check_exact(good, "answer", f"{result!r}, not {truth!r}")
-    if kind == "region":
-        share = overlap(np.asarray(result), truth)
-        return _check_exact(share >= ENOUGH, "region", f"overlap {share:.2f}")
-    if kind == "text":
-        return _check_text(str(result), example.scene, given)
-    if given == "text":
-        return check_prompt(example.prompt[0][1], kind, result)
-    return _check_turned(example.wanted, given, kind, result)
+    return _TASKS[example.task][1](example, result)
 
 
 def check_reconstruction(scene: Scene, modality: str, result: np.ndarray) -> Verdict:
     """Whether a codec kept every attribute of the scene that its medium carries."""
-    return _check_turned(scene, modality, modality, result)
+    return _check_shown(scene, modality, modality, result)
 
 
 def tally(verdicts: Iterable[Verdict]) -> dict[str, Any]:

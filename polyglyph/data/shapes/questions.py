@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from polyglyph.data.shapes.captions import PLACES, a_noun, motion_words, noun
-from polyglyph.data.shapes.scene import CELLS, COLORS, SHAPES, SIZES, Scene, Thing
+from polyglyph.data.shapes.scene import CELLS, COLORS, OBSERVABLE, SHAPES, SIZES, Scene, Thing
 
 NUMBERS = ("none", "one", "two", "three")
 
@@ -63,12 +63,16 @@ def _alone(scene: Scene, rng: random.Random, attribute: str) -> Thing | None:
 
 def _color(scene: Scene, rng: random.Random) -> Question | None:
     thing = _alone(scene, rng, "shape")
-    return thing and Question(f"what colour is the {thing.shape}?", thing.color, "color")
+    if thing is None:
+        return None
+    return Question(f"what colour is the {thing.shape}?", thing.color, "color")
 
 
 def _shape(scene: Scene, rng: random.Random) -> Question | None:
     thing = _alone(scene, rng, "color")
-    return thing and Question(f"what shape is the {thing.color} thing?", thing.shape, "shape")
+    if thing is None:
+        return None
+    return Question(f"what shape is the {thing.color} thing?", thing.shape, "shape")
 
 
 def _size(scene: Scene, rng: random.Random) -> Question:
@@ -136,7 +140,7 @@ FAMILIES = tuple(_FAMILIES)
 
 def question(scene: Scene, rng: random.Random, modality: str = "image") -> Question:
     """One question that the medium (image or video) answers; `motion` is asked of clips only."""
-    names = [name for name in FAMILIES if name != "motion" or modality == "video"]
+    names = [name for name in FAMILIES if name != "motion" or name in OBSERVABLE[modality]]
     while True:
         asked = _FAMILIES[rng.choice(names)](scene, rng)
         if asked is not None:

@@ -140,4 +140,4 @@ class Source:
     def captions(self, index: int) -> list[str]:
         """The texts of the scene's documents: what a text codec is trained on."""
         parts = [p for e in self.examples(index) for p in (*e.prompt, e.target)]
-        return [content for modality, content in parts if modality == "text"]
+        return [content for _, content in parts if isinstance(content, str)]

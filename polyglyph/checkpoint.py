@@ -81,7 +81,7 @@ def atomic_file(path: str | Path, force: bool = False) -> Iterator[Path]:
     MachineError when the disk is full."""
     path = Path(path)
     refuse_existing(path, force)
-    if path.is_dir():
+    if os.path.isdir(path):  # not Path.is_dir(), which raises for a name too long
         raise InputError(f"output {shown(path)} is a folder; expected the name of a file")
     suffix = path.suffix if len(path.suffix) <= 16 else ""
     temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(6)}{suffix}"
@@ -157,11 +157,9 @@ def _swap_in(temporary: Path, path: Path) -> None:
 
 def refuse_existing(path: str | os.PathLike, force: bool) -> None:
     """Raises InputError when `path` exists and `force` is false: call it before slow work."""
-    try:
-        exists = os.path.lexists(path)
-    except ValueError as error:
-        raise InputError(f"output {shown(path)} is not a valid path: {error}") from error
-    if exists and not force:
+    if "\0" in os.fsdecode(path):
+        raise InputError(f"output {shown(path)} is not a valid path: it holds a zero byte")
+    if os.path.lexists(path) and not force:
         raise InputError(
             f"output {shown(path)} exists; choose another name or pass -f (force=True)"
         )
@@ -191,12 +189,14 @@ def shown(path: str | os.PathLike) -> str:
 
 
 def output_error(path: str | Path, error: OSError) -> PolyglyphError:
-    """The error to raise where writing `path` failed: MachineError for a full disk, else InputError."""
+    """The error to raise where writing failed: MachineError for a full disk, else InputError."""
     reason = (error.strerror or str(error)).lower()
     if error.errno in _FULL or error.errno == errno.EIO:
         return MachineError(
             f"writing {shown(path)} failed: {reason}; free some space and run again"
         )
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        reason = "a part of its path is a file, not a folder"
     return InputError(
         f"output {shown(path)} can't be written: {reason}; "
         f"choose a path in a folder that you may write"
@@ -411,7 +411,7 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     A path may be a checkpoint, a run folder (its latest finished checkpoint) or one step of a run.
     A folder wins over a packaged name. Raises InputError with the nearest name."""
     path = Path(name_or_path)
-    if path.is_dir():
+    if os.path.isdir(path):
         found = _checkpoint_in(path)
         if found is not None:
             return found
@@ -423,7 +423,7 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     packaged = PACKAGED / name
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and (packaged / MANIFEST).is_file():
         return packaged
-    if path.is_file():
+    if os.path.isfile(path):
         raise InputError(f"checkpoint {shown(path)} is a file; expected a name or a folder")
     if len(path.parts) > 1:
         raise InputError(f"checkpoint {shown(path)}: no such folder")

@@ -23,6 +23,7 @@ _RATES = {
 }
 _MAX_CHANNELS = {".mp3": 2, ".opus": 2, ".ogg": 8, ".flac": 8}
 _BLOCK = 1 << 16  # samples a write; libsndfile's Vorbis and Opus writers overflow on huge ones
+_READ = 1 << 12  # samples a read; where a damaged FLAC stops, the whole read is lost
 _HALF = math.sqrt(0.5)
 
 
@@ -95,7 +96,7 @@ def _read_all(sound, label: str, limits: Limits) -> tuple[np.ndarray, bool]:  # 
     n_read, is_damaged = 0, False
     while True:
         try:
-            block = sound.read(_BLOCK, dtype="float32", always_2d=True)
+            block = sound.read(_READ, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError:
             is_damaged = True
             break

@@ -143,9 +143,11 @@ def _upright(image: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
     import PIL.ImageOps
 
     try:
-        return PIL.ImageOps.exif_transpose(image)
-    except Exception as error:  # Pillow's EXIF reader raises whatever the damaged bytes lead to
-        _note(notes, f"EXIF data is damaged ({type(error).__name__}): orientation taken as normal")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # "Corrupt EXIF data"
+            return PIL.ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's EXIF reader raises whatever the damaged bytes lead to
+        _note(notes, "EXIF data is damaged: the orientation is taken as normal")
         return image
 
 

@@ -61,20 +61,17 @@ def at_constant_rate(
 ) -> tuple[np.ndarray, float]:
     """(uint8 (F, H, W, 3), fps) of frames that are shown from `times` (s, rising) to `duration_s`.
 
-    Times on a regular grid, to a quarter of a frame, keep every frame; `nominal` is then preferred
-    to the measured rate where they agree to 0.5 %. Else the rate is that of the shorter intervals
-    (the lowest tenth), at most 60 fps but never under the average, and output frame n is what is on
-    screen at (n + 0.5) / fps."""
+    Times that lie on the grid of the `nominal` rate, or of the measured one, to a quarter of a
+    frame keep every frame. Else the rate is that of the shorter intervals (the lowest tenth), at most 60
+    fps but never under the average, and output frame n is what is on screen at (n + 0.5) / fps."""
     n_frames = len(frames)
     mean = n_frames / duration_s
-    grid = np.arange(n_frames) / mean
-    if np.abs(np.asarray(times) - grid).max() <= 0.25 / mean:
-        fps = _tidy(mean)
-        if nominal and abs(nominal / mean - 1) < 0.005:
-            fps = nominal
-        return np.stack(frames), fps
+    for fps in (nominal or _tidy(mean), _tidy(mean), mean):
+        if np.abs(np.asarray(times) - np.arange(n_frames) / fps).max() <= 0.25 / fps:
+            return np.stack(frames), fps
     intervals = np.diff(np.append(times, duration_s))
-    fps = _tidy(max(mean, min(60.0, 1 / float(np.quantile(intervals[intervals > 0], 0.1)))))
+    short = float(np.quantile(intervals[intervals > 0], 0.1, method="lower"))
+    fps = _tidy(max(mean, min(60.0, 1 / short)))
     middles = (np.arange(max(1, round(duration_s * fps))) + 0.5) / fps
     chosen = np.clip(np.searchsorted(times, middles, side="right") - 1, 0, n_frames - 1)
     notes.append(

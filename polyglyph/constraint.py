@@ -69,6 +69,18 @@ class Tables:
     thresholds: Any  # (n_nodes, K) budgets from which the next level is open
     levels: Any  # (n_levels, 4, 2) ranges
     slots: Any  # (n_slots, 4, 2)
+    has_order: bool  # does any layout interleave codebooks?
+
+    def to(self, device: Any) -> Tables:
+        """These tables as tensors on a torch device."""
+        import torch
+
+        arrays = vars(self).items()
+        moved = {
+            k: torch.as_tensor(v, device=device) if isinstance(v, np.ndarray) else v
+            for k, v in arrays
+        }
+        return Tables(**moved)
 
 
 @dataclass
@@ -116,73 +128,58 @@ class Automaton:
 
         Whoever stays inside ends within the budget. All (0, 0) where nothing fits any more.
         """
-        t = self._tables(states)
-        xp = _namespace(states)
-        node, budget = states[:, 0], states[:, 5]
-        narrow = t.node_narrow[node]
-        kind = narrow[:, 0]
-        level = (budget[:, None] >= t.thresholds[node]).sum(1)
-        level = xp.where(kind == LIMITED, _limit(t, states, narrow), level)
-        level = xp.where(kind == OPEN_ORDER, _open_order(t, states, narrow), level)
-        level = xp.minimum(level.clip(0, None), narrow[:, 2])
-        return t.levels[narrow[:, 1] + level]
+        host = _host(states)
+        if host is not states:
+            return _like(states, allowed_ranges(self.tables, np, host))
+        return allowed_ranges(self._tables(states), _namespace(states), states)
 
     def allowed_mask(self, states: Array, vocabulary_size: int | None = None) -> Array:
         """bool (B, V): the ids of `allowed_ranges`."""
-        xp = _namespace(states)
-        ids = _arange(states, vocabulary_size or self.vocabulary_size)
+        n = vocabulary_size or self.vocabulary_size
         ranges = self.allowed_ranges(states)
-        mask = xp.zeros_like(states[:, :1] + ids[None] == 0)
+        xp, host = _namespace(states), _host(states) is not states or _namespace(states) is np
+        ids = xp.arange(n) if xp is np else xp.arange(n, device=states.device)
+        mask = None
         for i in range(N_RANGES):
-            mask = mask | ((ids >= ranges[:, i, :1]) & (ids < ranges[:, i, 1:]))
+            low, high = ranges[:, i, :1], ranges[:, i, 1:]
+            if i and host and not high.any():
+                break  # ranges are padded at their end
+            inside = (ids >= low) & (ids < high)
+            mask = inside if mask is None else mask | inside
         return mask
 
     def forced(self, states: Array) -> Array:
         """The id (B,) where only one is allowed, otherwise -1."""
-        xp = _namespace(states)
         ranges = self.allowed_ranges(states)
         single = (ranges[..., 1] - ranges[..., 0]).sum(1) == 1
         # Ranges are sorted and stand first: a single id is the start of range 0.
-        return xp.where(single, ranges[:, 0, 0], xp.zeros_like(ranges[:, 0, 0]) - 1)
+        return _namespace(states).where(single, ranges[:, 0, 0], -1)
 
     def step(self, states: Array, ids: Array) -> Array:
         """States (B, 6) int32 after the ids (B,); a wrong id leads to DEAD, END stays END."""
-        t = self._tables(states)
-        xp = _namespace(states)
-        inside = (ids >= 0) & (ids < self.vocabulary_size)
-        ids = xp.where(inside, ids, xp.zeros_like(ids))
-        edge = xp.where(inside, t.edge[states[:, 0], t.class_of[ids]], DEAD)
-        edge = xp.where(states[:, 0] == END, t.edge[END, 0], edge)
-        e = t.edges[edge]
-        op, node = e[:, OP], e[:, NEXT]
-        layout = t.layouts[e[:, LAYOUT]]
-        counters = [states[:, 2], states[:, 1], states[:, 3]]  # column, row, frame
-        value = t.value_of[ids]
-        for i, counter in enumerate(counters):
-            read = (((counter >> e[:, SHIFT]) * e[:, BASE]) + value) << e[:, SHIFT]
-            counter = xp.where((op == READ) & (e[:, LEVEL] == i), read, counter)
-            counters[i] = xp.where(op == BEGIN, e[:, INIT + i], counter)
-        node, counters = _advance(xp, e, layout, node, counters)
-        if (self.tables.layouts[:, KIND] != FRAME_MAJOR).any():
-            node, counters = _order(xp, e, layout, node, counters)
-        column, row, frame = counters
-        after = [node, row, column, frame, t.node_codebook[node], states[:, 5] - 1]
-        return xp.stack(after, 1)
+        host = _host(states)
+        if host is not states:
+            return _like(states, step(self.tables, np, host, _host(ids)))
+        return step(self._tables(states), _namespace(states), states, ids)
 
-    def walk(self, ids: np.ndarray, state: np.ndarray | None = None) -> tuple[np.ndarray, int]:
-        """Steps one row through ids (T,): the slots int32 (n,) of the first n ids, and n.
+    def walk(
+        self, ids: np.ndarray, state: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Steps one row through ids (T,) as far as they are legal.
 
-        n = T if every id was legal. After the end only the filler that its slot holds is legal.
+        Returns the slots int32 (n,) of the n legal ids, n = T if all are, and the state (6,)
+        behind them. After the end only the filler that its slot holds is legal.
         """
         states = (self.initial() if state is None else state)[None]
         slots = np.zeros(len(ids), np.int32)
-        for i, one in enumerate(np.asarray(ids, np.int64)):
+        for i in range(len(ids)):
             slots[i] = slot = self.slot_of(states)[0]
+            after = self.step(states, ids[i : i + 1])
             ended = states[0, 0] == END
-            states = self.step(states, ids[i : i + 1])
-            if states[0, 0] == DEAD or (ended and not self.holds(slot, int(one))):
-                return slots[:i], i
-        return slots, len(ids)
+            if after[0, 0] == DEAD or (ended and not self.holds(slot, int(ids[i]))):
+                return slots[:i], states[0]
+            states = after
+        return slots, states[0]
 
     def holds(self, slot: int, id: int) -> bool:
         """True if the slot contains the id."""
@@ -194,29 +191,19 @@ class Automaton:
         For checking and spelling; the grammar's `slots_of` gives the same, some hundred times
         as fast, for ids that are known to be legal.
         """
-        slots, n = self.walk(ids)
+        slots, state = self.walk(ids)
+        n = len(slots)
         if n < len(ids):
-            slot = self.slot_after(ids[:n])
+            slot = int(self.slot_of(state[None])[0])
             raise refusal(n, f"id {int(ids[n])}", self.slot_names[slot], self.slots[slot])
         return slots
-
-    def slot_after(self, ids: np.ndarray, state: np.ndarray | None = None) -> int:
-        """The slot of the position behind ids that are all legal."""
-        states = (self.initial() if state is None else state)[None]
-        for i in range(len(ids)):
-            states = self.step(states, ids[i : i + 1])
-        return int(self.slot_of(states)[0])
 
     def _tables(self, like: Array) -> Tables:
         if isinstance(like, np.ndarray):
             return self.tables
         key = str(like.device)
         if key not in self._on_device:
-            import torch
-
-            arrays = vars(self.tables).items()
-            moved = {k: torch.as_tensor(v, device=like.device) for k, v in arrays}
-            self._on_device[key] = Tables(**moved)
+            self._on_device[key] = self.tables.to(like.device)
         return self._on_device[key]
 
 
@@ -226,6 +213,47 @@ def refusal(position: int, what: str, slot: str, ranges: np.ndarray) -> ParseErr
     allowed = ", ".join(f"{a}" if b == a + 1 else f"{a}..{b - 1}" for a, b in spans) or "nothing"
     text = f"{what} at position {position} does not fit: expected {slot} (ids {allowed})"
     return ParseError(text, position=position, slot=slot, allowed=allowed)
+
+
+def step(t: Tables, xp: Any, states: Array, ids: Array) -> Array:
+    """`Automaton.step` on tables and states that live on one device, in numpy or torch."""
+    host = xp is np  # where looking at values is free, steps that no row takes are left out
+    n_ids = len(t.class_of)
+    inside = (ids >= 0) & (ids < n_ids)
+    ids = xp.where(inside, ids, 0)
+    edge = xp.where(inside, t.edge[states[:, 0], t.class_of[ids]], DEAD)
+    edge = xp.where(states[:, 0] == END, t.edge[END].max(), edge)
+    e = t.edges[edge]
+    op, node = e[:, OP], e[:, NEXT]
+    counters = [states[:, 2], states[:, 1], states[:, 3]]  # column, row, frame
+    if not host or ((op == READ) | (op == BEGIN)).any():
+        value = t.value_of[ids]
+        for i, counter in enumerate(counters):
+            read = (((counter >> e[:, SHIFT]) * e[:, BASE]) + value) << e[:, SHIFT]
+            counter = xp.where((op == READ) & (e[:, LEVEL] == i), read, counter)
+            counters[i] = xp.where(op == BEGIN, e[:, INIT + i], counter)
+    layout = t.layouts[e[:, LAYOUT]]
+    if not host or (op == ADVANCE).any():
+        node, counters = _advance(xp, e, layout, node, counters)
+    if t.has_order and (not host or (op == ORDER).any()):
+        node, counters = _order(xp, e, layout, node, counters)
+    column, row, frame = counters
+    after = [node, row, column, frame, t.node_codebook[node], states[:, 5] - 1]
+    return xp.stack(after, 1)
+
+
+def allowed_ranges(t: Tables, xp: Any, states: Array) -> Array:
+    """`Automaton.allowed_ranges` on tables and states that live on one device."""
+    host = xp is np
+    narrow = t.node_narrow[states[:, 0]]
+    kind = narrow[:, 0]
+    level = (states[:, 5:] >= t.thresholds[states[:, 0]]).sum(1)
+    if not host or (kind == LIMITED).any():
+        level = xp.where(kind == LIMITED, _limit(t, xp, states, narrow), level)
+    if t.has_order and (not host or (kind == OPEN_ORDER).any()):
+        level = xp.where(kind == OPEN_ORDER, _open_order(t, xp, states, narrow), level)
+    level = xp.minimum(level, narrow[:, 2])
+    return t.levels[narrow[:, 1] + level]
 
 
 def _advance(
@@ -282,38 +310,34 @@ def _order(
     return xp.where(here, after, node), [step, frames, other]
 
 
-def _limit(t: Tables, states: Array, narrow: Array) -> Array:
+def _limit(t: Tables, xp: Any, states: Array, narrow: Array) -> Array:
     """Level of a LIMITED node: how many of its numbers still leave room for what must follow.
 
     A body's length is affine in the size being read; sizes not yet read count as one.
     """
-    xp = _namespace(states)
     layout = _wide(t.layouts[narrow[:, 3]])
-    shift, base, rest = (narrow[:, i] for i in (5, 6, 7))
+    shift, base, rest = (_wide(narrow[:, i]) for i in (5, 6, 7))
     # Orders that interleave codebooks keep their one size plainly, in `row`.
     plain = shift == 0
     axis = xp.where(plain, 0, narrow[:, 4])
-    registers = [states[:, 2], states[:, 1], states[:, 3]]
-    sizes, so_far = [], states[:, 0] * 0
+    registers = [_wide(states[:, i]) for i in (2, 1, 3)]
+    so_far = xp.where(plain, registers[1], 0)
+    sizes = []
     for i, register in enumerate(registers):
-        known = (register >> PACK).clip(1, None)
-        sizes.append(_wide(xp.where(axis == i, xp.zeros_like(known) + 1, known)))
-        so_far = xp.where(axis == i, register >> shift, so_far)
-    sizes = [xp.where(plain, xp.zeros_like(s) + 1, s) for s in sizes]
-    so_far = xp.where(plain, states[:, 1], so_far)
-    bumped = [size + _wide(axis == i) for i, size in enumerate(sizes)]
+        is_read = axis == i
+        sizes.append(xp.where(is_read | plain, 1, (register >> PACK).clip(1, None)))
+        so_far = xp.where(is_read & ~plain, register >> shift, so_far)
+    bumped = [size + (axis == i) for i, size in enumerate(sizes)]
     one = body_length(layout, sizes[2], sizes[1], sizes[0])
     slope = (body_length(layout, bumped[2], bumped[1], bumped[0]) - one).clip(1, None)
-    room = _wide(states[:, 5]) - 1 - _wide(rest) - one
-    largest = xp.where(room >= 0, 1 + room // slope, xp.zeros_like(room))
-    lowest = t.node_lowest[states[:, 0]]
-    limit = largest - _wide(so_far) * _wide(base) - _wide(lowest) + 1
+    room = _wide(states[:, 5]) - 1 - rest - one
+    largest = xp.where(room >= 0, 1 + room // slope, 0)
+    limit = largest - so_far * base - t.node_lowest[states[:, 0]] + 1
     return limit.clip(0, NO_LIMIT)
 
 
-def _open_order(t: Tables, states: Array, narrow: Array) -> Array:
+def _open_order(t: Tables, xp: Any, states: Array, narrow: Array) -> Array:
     """Level of an OPEN_ORDER node: 1 if one more frame can still be completed, else 0."""
-    xp = _namespace(states)
     layout = _wide(t.layouts[narrow[:, 3]])
     step, q = _wide(states[:, 2]), layout[:, QS]
     m = xp.minimum(step, q)
@@ -330,11 +354,18 @@ def _namespace(like: Array) -> Any:
     return torch
 
 
+def _host(array: Array) -> Array:
+    """The numpy view of a torch tensor in main memory; anything else as it is.
+
+    numpy's small operations cost a fifth of torch's, and a step is sixty of them.
+    """
+    is_tensor = not isinstance(array, np.ndarray)
+    return array.numpy() if is_tensor and array.device.type == "cpu" else array
+
+
+def _like(states: Array, array: np.ndarray) -> Array:
+    return _namespace(states).from_numpy(array)
+
+
 def _wide(x: Array) -> Array:
     return x.astype(np.int64) if isinstance(x, np.ndarray) else x.long()
-
-
-def _arange(like: Array, n: int) -> Array:
-    if isinstance(like, np.ndarray):
-        return np.arange(n, dtype=np.int32)
-    return _namespace(like).arange(n, device=like.device, dtype=like.dtype)

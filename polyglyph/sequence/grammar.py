@@ -8,6 +8,7 @@ no tokenizer, only the shapes of their codes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -240,7 +241,7 @@ class Grammar:
                 raise self._refuse(ids, position)
             span, template = found
             where = position + template.where
-            codes = np.empty((self.specs[span].n_codebooks, np.prod(template.grid)), np.int32)
+            codes = np.empty((self.specs[span].n_codebooks, math.prod(template.grid)), np.int32)
             codes[template.codebook, template.cell] = code[where]
             yield position, template.length, span, template, codes
             position += template.length
@@ -258,7 +259,8 @@ class Grammar:
                 return None
             span = bare[0]
         grid = self._read_grid(span, ids, entry, code, start)
-        if grid is None:
+        # A header of a few ids can claim a billion cells: never build more than is there.
+        if grid is None or math.prod(grid) > len(ids) - start:
             return None
         template = self.template(span, grid)
         piece = slice(start, start + template.length)
@@ -319,9 +321,9 @@ class Grammar:
         state = automaton.initial()
         if start:
             state[0] = self._compiled.free
-        _, n = automaton.walk(ids[start:], state)
-        position = start + n
-        slot = automaton.slot_after(ids[start:position], state)
+        legal, state = automaton.walk(ids[start:], state)
+        position = start + len(legal)
+        slot = int(automaton.slot_of(state[None])[0])
         if position == len(ids):
             what = "the end"
         else:
@@ -347,7 +349,7 @@ class Grammar:
         body = 0 if layout.is_bare else 1 + header_length(layout, grid)
         # Within one codebook the codes come in the order of the cells, in every layout.
         lines = [code[body:][entry[body:] == index] for index in self._entries[span]]
-        unit = int(np.prod(grid[1:]))
+        unit = math.prod(grid[1:])
         whole = min(len(line) for line in lines) // unit
         if not whole:
             return []
@@ -382,23 +384,26 @@ class Grammar:
 
     def _slots_of_segment(self, piece: np.ndarray, length: int) -> np.ndarray:
         span = self._span_of_begin.get(int(piece[0]))
-        if span is None:
-            return self.template(self._bare[0], (length,)).slots
+        grid = (length,) if span is None else self._grid_of_segment(span, piece, length)
+        if grid is None or math.prod(grid) > length:
+            raise FormatError(
+                f"a segment of {length} ids from {self.vocabulary.name_of(int(piece[0]))} is not "
+                f"of dialect {self.dialect.name}; these ids belong to another vocabulary"
+            )
+        return self.template(span or self._bare[0], grid).slots
+
+    def _grid_of_segment(self, span: str, piece: np.ndarray, length: int) -> tuple[int, ...] | None:
+        """The grid of a legal segment whose length is known; the quick sibling of _read_grid."""
         spec, layout = self.specs[span], self._layout(span)
         if layout.is_open:
             around = 2 + (layout.after_size is not None)
-            return self.template(span, ((length - around) // spec.n_codebooks,)).slots
+            return ((length - around) // spec.n_codebooks,)
         if layout.size == "ids":
-            first = self.vocabulary.entry(self.dialect.size_span)
-            header = piece[1 : 1 + spec.grid_rank].tolist()
-            if first.ids:
-                header = self.vocabulary.codes(np.array(header)).tolist()
-            return self.template(span, tuple(i - first.start + 1 for i in header)).slots
+            sizes = self.vocabulary.codes(piece[1 : 1 + spec.grid_rank]) + 1
+            return tuple(sizes.tolist())
         if layout.size == "none":
-            return self.template(span, layout.fixed).slots
-        grid = self._read_digits(spec.grid_rank, layout, piece, 1)
-        assert grid is not None
-        return self.template(span, grid).slots
+            return layout.fixed
+        return self._read_digits(spec.grid_rank, layout, piece, 1)
 
     def spell(self, ids: np.ndarray) -> list[Row]:
         """A line per id: its name, its slot, and how many ids the slot holds.
@@ -406,9 +411,11 @@ class Grammar:
         Behind an id that is not legal the slot is unknown ("?"), which holds nothing.
         """
         ids = np.asarray(ids).astype(np.int64)
-        slots, n = self.automaton.walk(ids)
-        if n < len(ids):
-            slots = np.append(slots, self.automaton.slot_after(ids[:n]))
+        try:
+            slots = self.slots_of(ids)
+        except ParseError:
+            slots, state = self.automaton.walk(ids)
+            slots = np.append(slots, self.automaton.slot_of(state[None]))
         sizes = self.automaton.slot_size
         rows = []
         for position, id in enumerate(ids.tolist()):

@@ -16,7 +16,9 @@ from polyglyph.constraint import (
     BEGIN,
     DEAD,
     END,
+    FRAME_MAJOR,
     INIT,
+    KIND,
     LIMITED,
     N_EDGE,
     N_LAYOUT,
@@ -118,6 +120,7 @@ class Builder:
             thresholds=thresholds,
             levels=levels,
             slots=slots,
+            has_order=any(row[KIND] != FRAME_MAJOR for row in self.layouts),
         )
         return Automaton(tables, tuple(slot_names), start, self.vocabulary_size)
 

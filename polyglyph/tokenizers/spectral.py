@@ -72,10 +72,10 @@ def log_mel(
 
 
 def mel_of(magnitudes: Tensor, sample_rate: int, n_mels: int, floor: float = FLOOR) -> Tensor:
-    """Log-mel from magnitudes (..., bins, frames): (..., n_mels, frames)."""
+    """log(mel + floor) of magnitudes (..., bins, frames): (..., n_mels, frames)."""
     n_fft = 2 * (magnitudes.shape[-2] - 1)
     filters = _filters(n_mels, n_fft, sample_rate, magnitudes.device)
-    return (filters @ magnitudes).clamp_min(floor).log()
+    return (filters @ magnitudes + floor).log()
 
 
 @functools.lru_cache(maxsize=32)
@@ -102,11 +102,11 @@ class SpectralLoss(nn.Module):
 
     forward(estimate, target), both (..., S) -> SpectralDistance."""
 
-    def __init__(self, sample_rate: int, windows: tuple[int, ...], floor: float = 1e-3) -> None:
+    def __init__(self, sample_rate: int, windows: tuple[int, ...], floor: float = 5e-3) -> None:
         super().__init__()
         self.sample_rate = sample_rate
         self.windows = windows
-        # -60 dB: at -100 dB the empty bands between the partials of a tone rule the loss.
+        # -46 dB: at -100 dB the empty bands between the partials of a tone rule the loss.
         self.floor = floor
 
     def forward(self, estimate: Tensor, target: Tensor) -> SpectralDistance:
@@ -121,7 +121,7 @@ class SpectralLoss(nn.Module):
                 mel_of(a, self.sample_rate, n_mels, self.floor),
                 mel_of(b, self.sample_rate, n_mels, self.floor),
             )
-            stft = stft + stft_distance(a, b)
+            stft = stft + stft_distance(a, b, self.floor)
         n = len(self.windows)
         return SpectralDistance(mel=mel / n, stft=stft / n)
 
@@ -131,13 +131,13 @@ def bands_for(n_fft: int) -> int:
     return N_MELS.get(n_fft, max(4, n_fft // 16))
 
 
-def stft_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Spectral convergence per item plus mean |log difference| of magnitudes (B, ..., bins,
-    frames), b the target; a scalar. The log is floored at -60 dB: below it, noise would rule."""
+def stft_distance(a: Tensor, b: Tensor, floor: float) -> Tensor:
+    """Spectral convergence per item plus mean |difference of log(magnitude + floor)|; magnitudes
+    (B, ..., bins, frames), b the target; a scalar."""
     difference = (a - b).flatten(1).norm(dim=1)
     # The floor on the norm stops silent targets from dividing by nothing.
     convergence = difference / b.flatten(1).norm(dim=1).clamp_min(1e-2 * b[0].numel() ** 0.5)
-    return convergence.mean() + F.l1_loss((a + 1e-3).log(), (b + 1e-3).log())
+    return convergence.mean() + F.l1_loss((a + floor).log(), (b + floor).log())
 
 
 def mel_distance(estimate: Tensor, target: Tensor, sample_rate: int) -> Tensor:

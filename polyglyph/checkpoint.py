@@ -446,7 +446,8 @@ def _checkpoint_in(folder: Path) -> Path | None:
     if latest.is_dir():
         steps.insert(0, latest)
     elif latest.is_file():
-        steps.insert(0, folder / latest.read_text("utf-8").strip())
+        named = latest.read_text("utf-8", "replace").strip()  # the step's name, or a path to it
+        steps[:0] = [folder / "checkpoints" / named, folder / named]
     for step in steps:
         for candidate in (step / "model", step):
             if (candidate / MANIFEST).is_file():

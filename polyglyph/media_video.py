@@ -62,8 +62,9 @@ def at_constant_rate(
     """(uint8 (F, H, W, 3), fps) of frames that are shown from `times` (s, rising) to `duration_s`.
 
     Times that lie on the grid of the `nominal` rate, or of the measured one, to a quarter of a
-    frame keep every frame. Else the rate is that of the shorter intervals (the lowest tenth), at most 60
-    fps but never under the average, and output frame n is what is on screen at (n + 0.5) / fps."""
+    frame keep every frame. Else the rate is that of the shorter intervals (the lowest tenth), at
+    most 60 fps but never under the average, and output frame n is what is on screen at
+    (n + 0.5) / fps."""
     n_frames = len(frames)
     mean = n_frames / duration_s
     for fps in (nominal or _tidy(mean), _tidy(mean), mean):
@@ -112,14 +113,16 @@ def decode(
     except (av.FFmpegError, ValueError, OSError) as error:
         raise _unreadable(label, found, error) from error
     with container:
-        pictures = [s for s in container.streams.video if not _is_cover(s)]
-        sounds = list(container.streams.audio)
+        pictures = [s for s in container.streams.video if _is_usable(s)]
+        sounds = [s for s in container.streams.audio if _is_usable(s)]
         if needs_pictures and not pictures:
-            raise MediaError(f"{label} has no video stream; load it as audio")
+            raise MediaError(f"{label} has no video stream that can be decoded; load it as audio")
         if needs_sound and not sounds:
-            raise MediaError(f"{label} has no audio stream; load it as video")
+            raise MediaError(f"{label} has no audio stream that can be decoded; load it as video")
         if not pictures and not sounds:
-            raise MediaError(f"{label} has neither a video nor an audio stream; expected one")
+            raise MediaError(
+                f"{label} has no video or audio stream that can be decoded; fetch it again"
+            )
         picture = pictures[0] if pictures and not needs_sound else None
         reading = _Reading(label, limits, notes, picture, sounds[0] if sounds else None)
         try:
@@ -139,8 +142,10 @@ def _unreadable(label: str, found: Format, error: Exception) -> MediaError:
     )
 
 
-def _is_cover(stream: Any) -> bool:
-    return "attached_pic" in str(stream.disposition).lower()
+def _is_usable(stream: Any) -> bool:
+    """False for a stream without a decoder, and for the cover picture of a sound file."""
+    is_cover = "attached_pic" in str(stream.disposition).lower()
+    return stream.codec_context is not None and not is_cover
 
 
 @dataclass

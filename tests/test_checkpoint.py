@@ -311,8 +311,9 @@ def test_a_run_folder_gives_its_latest_finished_checkpoint(tmp_path: Path) -> No
     (tmp_path / "run/checkpoints/step-00000020/model").mkdir(parents=True)  # cut short
     ten = (tmp_path / "run/checkpoints/step-00000010/model").resolve()
     assert checkpoint.find_checkpoint(tmp_path / "run") == ten
-    (tmp_path / "run/latest").write_text("checkpoints/step-00000002\n")
-    assert checkpoint.find_checkpoint(tmp_path / "run").parent.name == "step-00000002"
+    for pointer in ("step-00000002\n", "checkpoints/step-00000002\n"):
+        (tmp_path / "run/latest").write_text(pointer)
+        assert checkpoint.find_checkpoint(tmp_path / "run").parent.name == "step-00000002"
     (tmp_path / "run/latest").unlink()
     (tmp_path / "run/latest").symlink_to("checkpoints/step-00000010")
     assert checkpoint.find_checkpoint(tmp_path / "run") == ten

@@ -82,6 +82,23 @@ def test_a_medium_of_another_modality_is_refused() -> None:
         Image(to_bytes(tone(), ".wav"))
 
 
+@pytest.mark.parametrize("suffix", sorted({s for kind in media.SUFFIXES.values() for s in kind}))
+def test_damaged_bytes_give_a_medium_or_an_error_of_ours_and_nothing_else(suffix: str) -> None:
+    rng = np.random.default_rng(0)
+    values = (picture(), tone(), clip(), Region(np.zeros(2), "point"))
+    value = next(v for v in values if suffix in media.SUFFIXES[media.modality_of(v)])
+    data = to_bytes(value, suffix)
+    for trial in range(20):
+        damaged = bytearray(data)
+        for place in rng.integers(0, min(len(data), 200 if trial % 2 else len(data)), 4):
+            damaged[place] = rng.integers(0, 256)
+        cut = len(data) if trial % 3 else int(rng.integers(1, len(data)))
+        try:
+            load(bytes(damaged[:cut]), limits=media.Limits(max_bytes=100 << 20))
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
 # --- names and places
 
 

@@ -230,7 +230,9 @@ def test_a_clip_cut_in_half_is_refused_or_its_loss_is_said(tmp_path: Path) -> No
 
 def test_what_a_file_does_not_hold_is_named() -> None:
     silent = to_bytes(Video(moving(2, 32, 32), 8), ".mp4")
-    with pytest.raises(MediaError, match="has no audio stream; load it as video"):
+    with pytest.raises(
+        MediaError, match="has no audio stream that can be decoded; load it as video"
+    ):
         load(silent, "audio")
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="ipod") as output:
@@ -242,7 +244,9 @@ def test_what_a_file_does_not_hold_is_named() -> None:
         output.mux(stream.encode(None))
     sound = load(buffer.getvalue())
     assert isinstance(sound, Audio) and sound.duration_s == pytest.approx(0.5, abs=0.1)
-    with pytest.raises(MediaError, match="has no video stream; load it as audio"):
+    with pytest.raises(
+        MediaError, match="has no video stream that can be decoded; load it as audio"
+    ):
         load(buffer.getvalue(), "video")
 
 

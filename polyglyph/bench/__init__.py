@@ -1,0 +1,1 @@
+"""Speed against peers and targets; one file per bench, named like it, with a `BENCH`."""

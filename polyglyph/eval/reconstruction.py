@@ -1,0 +1,78 @@
+"""Scores a codec on scenes of the built-in world: media → codes → media → file → checkers.
+
+Knows no modality by name: a task says how its medium is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from polyglyph.data.shapes.captions import canonical
+from polyglyph.data.shapes.claims import Verdict
+from polyglyph.data.shapes.examples import check_reconstruction
+from polyglyph.data.shapes.scene import Scene, make_scene
+from polyglyph.data.sources.shapes import to_plain
+from polyglyph.eval.files import as_filed
+from polyglyph.eval.metrics import bits, codebook_use
+from polyglyph.eval.scenes import MEDIA
+from polyglyph.eval.scoring import Context, Scored, Task, TaskResult, others, share_ok, summarise
+
+Measure = Callable[[Any, Any], dict[str, float]]  # (original, reconstruction) as media
+
+
+class ReconstructionTask(Task):
+    """Test scenes through one codec."""
+
+    generates = False
+
+    def __init__(self, modality: str, summary: str, measure: Measure) -> None:
+        self.modality, self.summary, self.measure = modality, summary, measure
+        self.needs = (modality,)
+
+    def truth(self, n: int, seed: int) -> list[Verdict]:
+        scenes = _scenes(n, seed, held_out=False)
+        return [self._judge(scene, as_filed(self._show(scene))) for scene in scenes]
+
+    def run(self, context: Context) -> TaskResult:
+        tokenizer = context.pipe.tokenizers[self.modality]
+        scenes = _scenes(context.n, context.seed, held_out=False)
+        every = scenes + _scenes(context.n_held_out, context.seed, held_out=True)
+        grids, items = [], []
+        for start in range(0, len(every), context.batch_size):
+            context.progress(start, len(every), "encoding and decoding")
+            part = every[start : start + context.batch_size]
+            media = [self._show(scene) for scene in part]
+            made = tokenizer.encode_batch(media)
+            grids += made
+            for i, (scene, medium, grid) in enumerate(zip(part, media, made, strict=True), start):
+                result = as_filed(tokenizer.decode(grid))
+                values = self.measure(medium, result) | {"bits": bits(grid, tokenizer.spec)}
+                held_out = i >= len(scenes)
+                key = f"held-out-{i - len(scenes)}" if held_out else str(i)
+                found = self._judge(scene, result)
+                words = canonical(scene, self.modality)
+                items.append(Scored(key, found, len(scene.things), words, "", "", held_out, values))
+        context.progress(len(every), len(every), "encoding and decoding")
+        result = summarise(items, context.seed)
+        result.ceiling = share_ok(self.truth(context.n, context.seed), context.seed)
+        result.floor = share_ok(self._floor(scenes, context.seed), context.seed)
+        uses = codebook_use(grids[: len(scenes)], tokenizer.spec)
+        result.facts["codebooks"] = [asdict(use) for use in uses]
+        return result
+
+    def _show(self, scene: Scene) -> Any:
+        return MEDIA[self.modality].show(scene)
+
+    def _judge(self, scene: Scene, medium: Any) -> Verdict:
+        """`medium` as it came back from its file."""
+        return check_reconstruction(scene, self.modality, to_plain(medium))
+
+    def _floor(self, scenes: Sequence[Scene], seed: int) -> list[Verdict]:
+        rows = zip(scenes, others(len(scenes), seed), strict=True)
+        return [self._judge(scene, as_filed(self._show(scenes[other]))) for scene, other in rows]
+
+
+def _scenes(n: int, seed: int, held_out: bool) -> list[Scene]:
+    return [make_scene(seed, i, "test", 1 + i % 3, held_out) for i in range(n)]

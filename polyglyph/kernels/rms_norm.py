@@ -47,14 +47,14 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rstd = ctx.saved_tensors
         width = x.shape[-1]
-        normed = (_wide(x) * rstd).view(-1, width)
+        normed = (_wide(x) * rstd).reshape(-1, width)
         grad = grad.reshape(-1, width).to(normed.dtype)
         product = grad * normed
         grad_weight = product.sum(0)
         # mean over the width of grad * weight * normed: one matrix-vector product.
         inner = product.mv(weight.to(product.dtype)).div_(width).unsqueeze(1)
         grad_x = torch.mul(grad, weight, out=product)
-        grad_x.sub_(normed.mul_(inner)).mul_(rstd.view(-1, 1))
+        grad_x.sub_(normed.mul_(inner)).mul_(rstd.reshape(-1, 1))
         return grad_x.view(x.shape).to(x.dtype), grad_weight.to(weight.dtype), None, None
 
 

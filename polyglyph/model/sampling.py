@@ -58,7 +58,7 @@ def sample(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
     if sampling.temperature == 0:
         return logits.argmax(-1)
     cdf = probabilities(logits, sampling).cumsum(-1)
-    total = cdf[:, -1:]
+    total = cdf[:, -1:].contiguous()
     column = torch.searchsorted(cdf, uniforms.double().unsqueeze(1) * total, right=True)
     # Rounding may reach the total itself: then the last column with any probability.
     last = torch.searchsorted(cdf, total)

@@ -15,7 +15,7 @@ from torch.nn.functional import embedding
 from polyglyph.config import Config
 from polyglyph.kernels.attention import Packing, attention, pack
 from polyglyph.kernels.rms_norm import rms_norm
-from polyglyph.kernels.rope import rope, rope_tables
+from polyglyph.kernels.rope import heads, rope_tables
 from polyglyph.kernels.swiglu import swiglu
 from polyglyph.model.kv_cache import KVCache
 
@@ -70,11 +70,11 @@ class Attention(nn.Module):
         width = (config.n_heads + 2 * config.n_kv_heads) * config.d_head
         self.qkv = nn.Linear(config.d_model, width, bias=False)
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.q_norm: nn.Module = nn.Identity()
-        self.k_norm: nn.Module = nn.Identity()
+        self.eps = config.norm_eps
+        self.q_norm = self.k_norm = None
         if config.qk_norm:
-            self.q_norm = Norm(config.d_head, config.norm_eps)
-            self.k_norm = Norm(config.d_head, config.norm_eps)
+            self.q_norm = nn.Parameter(torch.ones(config.d_head))
+            self.k_norm = nn.Parameter(torch.ones(config.d_head))
 
     def forward(
         self,
@@ -85,11 +85,9 @@ class Attention(nn.Module):
         positions: Tensor | None,
         mask: Tensor | None,
     ) -> Tensor:
-        n, n_kv = self.n_heads, self.n_kv_heads
-        qkv = self.qkv(x).unflatten(-1, (n + 2 * n_kv, -1))  # (B, T, N + 2 Nkv, K)
-        q, k, v = qkv.split((n, n_kv, n_kv), dim=2)
-        q, k = rope(self.q_norm(q), *tables), rope(self.k_norm(k), *tables)
-        q, k, v = (y.transpose(1, 2) for y in (q, k, v))  # (B, N, T, K)
+        q, k, v = heads(
+            self.qkv(x), self.n_heads, self.n_kv_heads, *tables, self.q_norm, self.k_norm, self.eps
+        )
         if cache is not None:
             k, v = cache.write(self.layer, positions, k, v)
             if mask is None:  # nothing cached before: causal over what came now

@@ -192,3 +192,35 @@ def test_states_that_are_not_finite_name_their_layer(
             generate(model, [[0, 1, 0]], Cycle(), STATES[:1], max_new=3, seeds=[0])
     finally:
         parameter.data.copy_(kept)
+
+
+def test_what_the_real_automaton_constrains_parses_at_any_temperature() -> None:
+    from polyglyph.sequence.dialects import DIALECTS
+    from polyglyph.sequence.grammar import Grammar
+    from polyglyph.sequence.vocabulary import Vocabulary
+    from polyglyph.tokenizers.base import SpanSpec
+
+    specs = [
+        SpanSpec("text", "text", 7, 1, 1),
+        SpanSpec("image", "image", 5, 1, 2),
+        SpanSpec("audio", "audio", 3, 2, 1),
+    ]
+    vocabulary = Vocabulary.build(specs, n_sizes=6)
+    grammar = Grammar(DIALECTS["polyglyph"], vocabulary, {spec.span: spec for spec in specs})
+    torch.manual_seed(1)
+    config = ModelConfig(
+        vocabulary_size=vocabulary.size, d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=8,
+        context=60,
+    )  # fmt: skip
+    bos = vocabulary.controls["bos"]
+    automaton = grammar.automaton
+    states = automaton.step(np.repeat(automaton.initial(40)[None], 5, 0), np.full(5, bos, np.int64))
+    rows = generate(
+        Transformer(config), [[bos]] * 5, automaton, states, max_new=59, seeds=range(5),
+        sampling=Sampling(temperature=2.0),
+    )  # fmt: skip
+    assert len({tuple(row) for row in rows}) > 1
+    for ids in rows:
+        assert len(ids) <= 39
+        document = grammar.parse(np.array([bos, *ids], np.int64))
+        assert grammar.render(document).ids.tolist() == [bos, *ids]

@@ -41,8 +41,8 @@ def plain_forward(model: Transformer, ids: torch.Tensor) -> torch.Tensor:
             kv = config.n_heads + n // (config.n_heads // config.n_kv_heads)
             q, k, v = heads[n], heads[kv], heads[kv + config.n_kv_heads]
             if config.qk_norm:
-                q = norm(q, (config.d_head,), block.attention.q_norm.weight, eps)
-                k = norm(k, (config.d_head,), block.attention.k_norm.weight, eps)
+                q = norm(q, (config.d_head,), block.attention.q_norm, eps)
+                k = norm(k, (config.d_head,), block.attention.k_norm, eps)
             out.append((turn(q) @ turn(k).T / config.d_head**0.5 + future).softmax(-1) @ v)
         x = x + block.attention.out(torch.cat(out, -1))
         h = norm(x, (config.d_model,), block.feed_forward_norm.weight, eps)

@@ -33,12 +33,20 @@ from polyglyph.tokenizers.neural import (
     save_codec,
 )
 from polyglyph.tokenizers.quantize import Quantizer, QuantizerConfig
-from polyglyph.tokenizers.seanet import Decoder, Encoder, fold_weight_norm, folded_state, is_folded
+from polyglyph.tokenizers.seanet import (
+    Decoder,
+    Encoder,
+    fold_weight_norm,
+    folded_state,
+    is_folded,
+    past_frames,
+)
 from polyglyph.tokenizers.spectral import SpectralLoss
 
 # The net works on sound of about unit level; speech and music have a root mean square near 0.2.
 _LEVEL = 0.2
-# Samples that one forward may hold beside a single long sound: about 0.2 GiB of the tiny codec.
+# Samples that one batch and one window may hold: about 0.2 GiB of the tiny codec. A longer sound
+# goes through in windows that begin with the past they depend on, so the codes stay the same.
 _SAMPLES_PER_BATCH = 1 << 20
 
 
@@ -123,15 +131,38 @@ class AudioCodec(nn.Module):
         """The weight whose gradient the adaptive adversarial weight is measured at."""
         return self.decoder.last_weight
 
-    @torch.no_grad()
     def encode(self, samples: Tensor) -> Tensor:
         """(B, 1, S) to codes (B, Q, F)."""
+        parts = [
+            self._encode(samples[..., start * self.hop : stop * self.hop])[..., skip:]
+            for start, skip, stop in self._windows(samples.shape[-1] // self.hop)
+        ]
+        return torch.cat(parts, dim=-1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, Q, F) to (B, 1, S)."""
+        parts = [
+            self._decode(codes[..., start:stop])[..., skip * self.hop :]
+            for start, skip, stop in self._windows(codes.shape[-1])
+        ]
+        return torch.cat(parts, dim=-1)
+
+    def _windows(self, n_frames: int) -> list[tuple[int, int, int]]:
+        """(first frame, frames of the past to drop again, end) of each window."""
+        c = self.config
+        units = [max(pair) for pair in zip(c.encoder_units, c.decoder_units, strict=True)]
+        past = past_frames(c.strides, units, c.taps)
+        length = max(1, _SAMPLES_PER_BATCH // self.hop)
+        starts = range(0, n_frames, length)
+        return [(max(0, s - past), min(s, past), min(s + length, n_frames)) for s in starts]
+
+    @torch.no_grad()
+    def _encode(self, samples: Tensor) -> Tensor:
         z = self.encoder(samples / _LEVEL).transpose(1, 2)  # (B, F, D)
         return self.quantizer.encode(z).transpose(1, 2)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes (B, Q, F) to (B, 1, S)."""
+    def _decode(self, codes: Tensor) -> Tensor:
         z = self.quantizer.decode(codes.transpose(1, 2))  # (B, F, D)
         return _LEVEL * self.decoder(z.transpose(1, 2))
 
@@ -215,7 +246,7 @@ class AudioTokenizer(Tokenizer):
                 f"{self.config.sample_rate} Hz, their meta says {meta.n_samples} at "
                 f"{meta.sample_rate} Hz"
             )
-        codes = torch.from_numpy(grid.codes.astype(np.int64))[None]
+        codes = torch.from_numpy(grid.codes.astype(np.int64))[None]  # (1, Q, F)
         samples = self.net.decode(codes)[0, :, : meta.n_samples].numpy()
         return Audio(
             np.ascontiguousarray(np.clip(samples, -1.0, 1.0), np.float32),

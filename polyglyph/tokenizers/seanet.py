@@ -96,6 +96,19 @@ def _units(channels: int, n_units: int, act: str) -> list[nn.Module]:
     return [ResidualUnit(channels, 3**i, act) for i in range(n_units)]
 
 
+def past_frames(strides: Sequence[int], n_units: Sequence[int], taps: int) -> int:
+    """How many frames of its past one frame of `Encoder` or `Decoder` may depend on: a bound."""
+    step = strides[0]  # samples
+    reach = taps * step
+    for i, n in enumerate(n_units):
+        if i:
+            reach += 2 * strides[i] * step
+            step *= strides[i]
+        reach += sum(2 * 3**k * step for k in range(n))
+    reach += 2 * step
+    return -(-reach // step) + 1
+
+
 class Analysis(nn.Module):
     """Strided convolution of the waveform, kernel `taps`·stride: (B, 1, S) to (B, C, S / stride).
 

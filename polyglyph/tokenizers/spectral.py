@@ -38,7 +38,7 @@ def mel_filters(
     f_max Hz (default: half the sample rate)."""
     f_max = sample_rate / 2 if f_max is None else f_max
     edges_mel = np.linspace(
-        hertz_to_mel(np.float64(f_min)), hertz_to_mel(np.float64(f_max)), n_mels + 2
+        hertz_to_mel(np.array(f_min)), hertz_to_mel(np.array(f_max)), n_mels + 2
     )
     edges = mel_to_hertz(edges_mel)  # (n_mels + 2,) Hz
     bins = np.linspace(0.0, sample_rate // 2, n_fft // 2 + 1)

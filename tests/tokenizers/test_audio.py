@@ -79,6 +79,18 @@ def test_codes_of_a_beginning_are_the_beginning_of_the_codes(tokenizer: AudioTok
     assert np.array_equal(tokenizer.encode(part).codes, tokenizer.encode(whole).codes[:, :15])
 
 
+@pytest.mark.parametrize("n_frames", [1, 7, 8, 61])
+def test_windows_of_a_long_sound_equal_the_whole(
+    tokenizer: AudioTokenizer, monkeypatch: pytest.MonkeyPatch, n_frames: int
+) -> None:
+    x = 0.2 * torch.randn(2, 1, 20 * n_frames, generator=torch.Generator().manual_seed(0))
+    codes = tokenizer.net.encode(x)
+    wave = tokenizer.net.decode(codes)
+    monkeypatch.setattr("polyglyph.tokenizers.audio._SAMPLES_PER_BATCH", 7 * 20)
+    assert torch.equal(tokenizer.net.encode(x), codes)
+    assert torch.allclose(tokenizer.net.decode(codes), wave, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_a_saved_codec_loads_and_codes_alike(dtype: torch.dtype | None, tmp_path) -> None:
     trained = AudioTokenizer(codec(3))

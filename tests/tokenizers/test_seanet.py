@@ -13,6 +13,7 @@ from polyglyph.tokenizers.seanet import (
     fold_weight_norm,
     folded_state,
     is_folded,
+    past_frames,
 )
 
 SHAPE = {"widths": (6, 9, 10), "strides": (3, 5, 2), "n_units": (1, 2, 0), "d_latent": 7, "taps": 2}
@@ -40,6 +41,20 @@ def test_a_later_sample_never_changes_an_earlier_frame(frame: int) -> None:
     a, b = encoder(x), encoder(changed)
     assert torch.equal(a[..., :frame], b[..., :frame]) and not torch.equal(a, b)
     assert torch.equal(decoder(a)[..., : 30 * frame], decoder(b)[..., : 30 * frame])
+
+
+@torch.no_grad()
+def test_nothing_older_than_past_frames_reaches_a_frame() -> None:
+    encoder, decoder = nets()
+    past = past_frames(SHAPE["strides"], SHAPE["n_units"], SHAPE["taps"])
+    x = torch.randn(1, 1, 30 * (past + 4))
+    changed = x.clone()
+    changed[..., : 30 * 3] += 1
+    a, b = encoder(x), encoder(changed)
+    assert torch.equal(a[..., past + 3 :], b[..., past + 3 :]) and past < 20
+    a[..., :3], b[..., :3] = 0, 1
+    b[..., 3:] = a[..., 3:]
+    assert torch.equal(decoder(a)[..., 30 * (past + 3) :], decoder(b)[..., 30 * (past + 3) :])
 
 
 @torch.no_grad()

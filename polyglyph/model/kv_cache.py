@@ -18,7 +18,8 @@ class KVCache:
 
     keys and values: (n_layers, B, Nkv, length, K); lengths: (B,) int64, ids read so far. A forward
     writes behind `lengths`; the caller then says with `advance` how many of these ids were real
-    (shorter rows are padded on the right), and the next forward overwrites the rest.
+    (shorter rows are padded on the right), and the next forward overwrites the rest. Padding that
+    would lie behind the end goes into one more column, which no query sees.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class KVCache:
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        shape = (config.n_layers, batch, config.n_kv_heads, length, config.d_head)
+        shape = (config.n_layers, batch, config.n_kv_heads, length + 1, config.d_head)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -37,12 +38,14 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        return self.keys.shape[3]
+        """Ids that a row can hold."""
+        return self.keys.shape[3] - 1
 
     def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put k and v (B, Nkv, T, K) at positions (B, T); all keys and values up to the longest
         row's new end, (B, Nkv, S, K)."""
-        end = self.longest + positions.shape[1]
+        end = min(self.longest + positions.shape[1], self.capacity + 1)
+        positions = positions.clamp_max(self.capacity)
         rows = torch.arange(len(positions), device=positions.device).unsqueeze(1)
         for store, new in ((self.keys[layer], k), (self.values[layer], v)):
             # (B, Nkv, S, K) seen as (B, S, Nkv, K), where rows and positions index together.
@@ -50,9 +53,12 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def advance(self, counts: list[int]) -> None:
-        """Count the ids just written as read: `counts` of each row."""
-        self.lengths += torch.tensor(counts, device=self.lengths.device)
-        self.longest = int(self.lengths.max()) if counts else 0
+        """Count each row's ids just written as read. ValueError when they don't fit."""
+        lengths = self.lengths + torch.tensor(counts, device=self.lengths.device)
+        longest = int(lengths.max()) if counts else 0
+        if longest > self.capacity:
+            raise ValueError(f"a row reaches {longest} ids in a cache for {self.capacity}")
+        self.lengths, self.longest = lengths, longest
 
     def keep(self, rows: list[int]) -> None:
         """Drop all other rows."""

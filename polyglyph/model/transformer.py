@@ -189,9 +189,11 @@ class Transformer(nn.Module):
         if cache is not None:
             steps = torch.arange(ids.shape[1], device=ids.device)
             slots = cache.lengths.unsqueeze(1) + steps  # (B, T) places in the cache
-            positions = slots if positions is None else positions
+            if positions is None:  # only a row's padding may lie behind the context
+                positions = slots.clamp_max(self.config.context - 1)
             if cache.longest:
-                keys = torch.arange(cache.longest + ids.shape[1], device=ids.device)
+                end = min(cache.longest + ids.shape[1], cache.capacity + 1)
+                keys = torch.arange(end, device=ids.device)
                 mask = (keys <= slots.unsqueeze(2)).unsqueeze(1)  # (B, 1, T, S)
         tables = self._tables(positions, ids.shape[1])
         x = embedding(ids, self.embedding)

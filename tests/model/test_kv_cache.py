@@ -49,6 +49,23 @@ def test_kept_rows_go_on_as_before(model: Transformer) -> None:
     torch.testing.assert_close(hidden[0], model(ids[2:])[0, 8:], rtol=1e-4, atol=1e-4)
 
 
+def test_padding_behind_the_end_of_cache_and_context_harms_no_row(model: Transformer) -> None:
+    ids = torch.randint(0, 29, (2, 40))
+    cache = KVCache(CONFIG, 2, 40)
+    model(ids[:, :39], cache=cache)
+    cache.advance([39, 20])
+    step = torch.stack([ids[0, 39:].repeat(15), ids[1, 20:35]])
+    hidden = model(step, cache=cache)
+    cache.advance([1, 15])
+    torch.testing.assert_close(hidden[0, 0], model(ids[:1])[0, -1], rtol=1e-4, atol=1e-4)
+    expected = model(ids[1:, :35])[0, 20:]
+    torch.testing.assert_close(hidden[1], expected, rtol=1e-4, atol=1e-4)
+    after = model(ids[:, 35:36], cache=cache)
+    torch.testing.assert_close(after[1], model(ids[1:, :36])[0, 35:], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="41 ids in a cache for 40"):
+        cache.advance([1, 1])
+
+
 def test_documents_and_cache_exclude_each_other(model: Transformer) -> None:
     ids = torch.zeros(1, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match="doc_id and cache"):

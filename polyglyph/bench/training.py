@@ -83,7 +83,10 @@ def make_rows(shape: Shape, seed: int = 0) -> Rows:
     grammar = make_grammar()
     rng = np.random.default_rng(seed)
     n = shape.batch * (shape.length + 1)
-    ids, docs, slots, total = [], [], [], 0
+    ids: list[np.ndarray] = []
+    docs: list[np.ndarray] = []
+    slots: list[np.ndarray] = []
+    total = 0
     while total < n:
         modality = list(GRIDS)[len(ids) % len(GRIDS)]
         grids = {"text": (int(rng.integers(8, 40)),), modality: GRIDS[modality]}
@@ -115,7 +118,15 @@ def make_rows(shape: Shape, seed: int = 0) -> Rows:
     )
 
 
-def our_step(shape: Shape, rows: Rows, autocast: Callable[[], Any]) -> Callable[[], float]:
+@dataclass(frozen=True)
+class Side:
+    """One of the two: a call trains a step and returns its loss."""
+
+    step: Callable[[], float]
+    n_parameters: int
+
+
+def our_side(shape: Shape, rows: Rows, autocast: Callable[[], Any]) -> Side:
     """One step of ours: packed forward, sliced loss, backward, clip, AdamW."""
     from polyglyph.kernels.cross_entropy import sliced_cross_entropy
     from polyglyph.model.transformer import ModelConfig, Transformer
@@ -152,11 +163,10 @@ def our_step(shape: Shape, rows: Rows, autocast: Callable[[], Any]) -> Callable[
         optimizer.zero_grad()
         return float(found.loss.detach())
 
-    step.n_parameters = model.n_parameters  # type: ignore[attr-defined]
-    return step
+    return Side(step, model.n_parameters)
 
 
-def peer_step(shape: Shape, rows: Rows, autocast: Callable[[], Any]) -> Callable[[], float]:
+def peer_side(shape: Shape, rows: Rows, autocast: Callable[[], Any]) -> Side:
     """One step of transformers' Llama: its own forward and loss, the same clip and AdamW."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -187,8 +197,7 @@ def peer_step(shape: Shape, rows: Rows, autocast: Callable[[], Any]) -> Callable
         optimizer.zero_grad()
         return float(loss.detach())
 
-    step.n_parameters = sum(p.numel() for p in model.parameters())  # type: ignore[attr-defined]
-    return step
+    return Side(step, sum(p.numel() for p in model.parameters()))
 
 
 def run(quick: bool, progress: Progress) -> BenchResult:
@@ -216,17 +225,17 @@ def _run(shape: Shape, n_steps: int, progress: Progress) -> BenchResult:
     def cast() -> Any:
         return autocast(device, dtype)
 
-    steps = {"ours": our_step(shape, rows, cast), "llama": peer_step(shape, rows, cast)}
-    cpu_s: dict[str, list[float]] = {name: [] for name in steps}
+    sides = {"ours": our_side(shape, rows, cast), "llama": peer_side(shape, rows, cast)}
+    cpu_s: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(n_steps + 1):
         progress(i, n_steps + 1, "steps in turn")
-        for name, step in steps.items():
+        for name, side in sides.items():
             began = time.process_time()
-            step()
+            side.step()
             if i:  # the first one allocates
                 cpu_s[name].append(time.process_time() - began)
     progress(n_steps + 1, n_steps + 1, "steps in turn")
-    ours, llama = (statistics.median(cpu_s[name]) for name in steps)
+    ours, llama = (statistics.median(cpu_s[name]) for name in sides)
     n_ids = shape.batch * shape.length
     return BenchResult(
         "",
@@ -240,7 +249,7 @@ def _run(shape: Shape, n_steps: int, progress: Progress) -> BenchResult:
             "shape": vars(shape),
             "vocabulary_size": rows.vocabulary_size,
             "dtype": str(dtype).removeprefix("torch."),
-            "n_parameters": {name: step.n_parameters for name, step in steps.items()},
+            "n_parameters": {name: side.n_parameters for name, side in sides.items()},
         },
     )
 

@@ -1,4 +1,4 @@
-"""Results as one self-contained HTML page: no script, no external resource, light and dark.
+"""Results as one self-contained HTML page.
 
 Knows the shape of results, not what the tasks mean.
 """
@@ -10,34 +10,13 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from polyglyph.eval.metrics import Estimate
+from polyglyph.eval.page import frame
 from polyglyph.eval.scoring import Scored, TaskResult
 
 if TYPE_CHECKING:
     from polyglyph.eval.runner import Results
 
 _MOST_WRONG = 12  # wrong items shown per task
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1d2129; --soft: #687080; --line: #dfe3ea;
-  --paper: #fbfbfd; --card: #fff; --bar: #3b6fd4; --ceiling: #2f9e6e; --floor: #b9bfca; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e7e9ee; --soft: #98a0b0; --line: #2b303a;
-  --paper: #14161b; --card: #1b1e25; --bar: #6d9bf1; --ceiling: #58c795; --floor: #4a505d; } }
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 1080px; padding: 2rem 1.2rem 4rem; background: var(--paper);
-  color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
-h1 { font-size: 1.6rem; margin: 0 0 .3rem } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem }
-p { margin: .3rem 0; max-width: 75ch } .soft { color: var(--soft) }
-.wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; margin: .6rem 0 }
-th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top } th { font-weight: 600; color: var(--soft); font-size: .85em }
-td.number { font-variant-numeric: tabular-nums; white-space: nowrap }
-.bar { position: relative; width: 180px; height: 12px; border-radius: 6px; background: var(--line) }
-.bar i { position: absolute; inset: 0 auto 0 0; border-radius: 6px; background: var(--bar) }
-.bar b { position: absolute; top: -3px; bottom: -3px; width: 2px; background: var(--ceiling) }
-.bar b.floor { background: var(--floor) }
-details { margin: .6rem 0 } summary { cursor: pointer; color: var(--soft) }
-code { font-size: .92em; overflow-wrap: anywhere }
-"""
 
 
 def page(results: Results) -> str:
@@ -46,22 +25,17 @@ def page(results: Results) -> str:
         f"{results.n} test scenes a task, seed {results.seed}; polyglyph {results.polyglyph}; "
         f"{results.hardware}; {results.seconds:.0f} s"
     )
-    return "\n".join(
-        [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>Evaluation of {escape(results.checkpoint)}</title><style>{STYLE}</style>",
-            f"</head><body><h1>Evaluation of {escape(results.checkpoint)}</h1>",
-            f'<p class="soft">{escape(head)}</p>',
-            "<p>A scene is right when nothing in it is wrong. Outputs are read back from their "
-            "files by checkers, without a learned model. The green mark is the ceiling (the right "
-            "answer through the codecs), the grey one the floor (another scene's right answer)."
-            "</p>",
-            _overview(results.tasks),
-            *[_section(task) for task in results.tasks],
-            "</body></html>",
-        ]
-    )
+    parts = [
+        f"<h1>Evaluation of {escape(results.checkpoint)}</h1>",
+        f'<p class="soft">{escape(head)}</p>',
+        "<p>A scene is right when nothing in it is wrong. Outputs are read back from their "
+        "files by checkers, without a learned model. The green mark is the ceiling (the right "
+        "answer through the codecs), the grey one the floor (another scene's right answer)."
+        "</p>",
+        _overview(results.tasks),
+        *[_section(task) for task in results.tasks],
+    ]
+    return frame(f"Evaluation of {results.checkpoint}", "\n".join(parts))
 
 
 def _overview(tasks: Iterable[TaskResult]) -> str:

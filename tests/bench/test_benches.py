@@ -52,8 +52,8 @@ def test_training_measures_both_sides_as_often_and_gives_the_ratio() -> None:
 def test_both_sides_start_near_the_loss_of_a_uniform_guess() -> None:
     torch.manual_seed(0)
     rows = training.make_rows(training.QUICK)
-    ours = training.our_step(training.QUICK, rows, _fp32)()
-    llama = training.peer_step(training.QUICK, rows, _fp32)()
+    ours = training.our_side(training.QUICK, rows, _fp32).step()
+    llama = training.peer_side(training.QUICK, rows, _fp32).step()
     assert llama == pytest.approx(math.log(rows.vocabulary_size), rel=0.05)
     assert ours < llama, "a sliced loss has fewer ids to choose from"
 

@@ -96,10 +96,11 @@ def prepare(
     out, n = Path(out), _n_items(source, n)
     assert items_per_shard > 0
     _check_tokenizers(tokenizers, grammar)
+    modalities = list(dict.fromkeys(spec.modality for spec in grammar.specs.values()))
     settings = {
         "source": describe(source),
         "grammar": grammar_json(grammar),
-        "modalities": list(dict.fromkeys(spec.modality for spec in grammar.specs.values())),
+        "modalities": modalities,
         "items_per_shard": items_per_shard,
     }
     _open_folder(out, settings, grammar)
@@ -110,8 +111,8 @@ def prepare(
         name = shard_name(index)
         said = {**_digest(settings), "items": [items.start, items.stop]}
         if not is_done(out, name, said):
-            made = ShardWriter(source, tokenizers, grammar, settings["modalities"])
-            made.read(items, lambda done, base=first: (progress or _quiet)(base + done, n))
+            made = ShardWriter(source, tokenizers, grammar, modalities)
+            made.read(items, first, n, progress or _quiet)
             made.write(out, name, said)
             result.n_made += 1
         (progress or _quiet)(items.stop, n)
@@ -123,8 +124,8 @@ def prepare(
     result.n_shards = len(names)
     _write_errors(out, result.errors)
     if not result.n_documents:
-        first = result.errors[0]["message"] if result.errors else "it has no items"
-        raise InputError(f"not one document could be made of source {source.name}: {first}")
+        why = result.errors[0]["message"] if result.errors else "its items hold no documents"
+        raise InputError(f"not one document could be made of source {source.name}: {why}")
     write_json(out / MANIFEST, {"format": FORMAT, **_manifest(settings, grammar), "shards": names,
                                 "n": n, "done": True})  # fmt: skip
     result.seconds = time.perf_counter() - started
@@ -225,14 +226,15 @@ class ShardWriter:
         self.segments: list[tuple[int, int, int, float]] = []
         self.errors: list[dict[str, Any]] = []
 
-    def read(self, items: range, progress: Callable[[int], None]) -> None:
+    def read(self, items: range, done: int, total: int, progress: Progress) -> None:
+        """Documents of these items; `done` of the `total` items lie before them."""
         for start in range(items.start, items.stop, ITEMS_PER_BLOCK):
             block = range(start, min(start + ITEMS_PER_BLOCK, items.stop))
             documents = [pair for index in block for pair in self._get(index)]
             encode_segments([d for _, d in documents], self.tokenizers)
             for index, document in documents:
                 self._add(index, document)
-            progress(block.stop - items.start)
+            progress(done + block.stop - items.start, total)
 
     def _get(self, index: int) -> list[tuple[int, Document]]:
         try:
@@ -349,7 +351,7 @@ def content_key(medium: Any) -> Any:
     for name, value in vars(medium).items() if pil is None else ():
         if isinstance(value, np.ndarray):
             digest.update(f"{name}{value.dtype}{value.shape}".encode())
-            digest.update(np.ascontiguousarray(value))
+            digest.update(np.ascontiguousarray(value).data)
         elif name not in ("notes", "audio"):
             digest.update(f"{name}={value!r}".encode())
     return digest.digest()

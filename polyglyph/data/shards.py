@@ -214,8 +214,8 @@ class Shards:
 
     def _open(self, name: str, verify: bool) -> Shard:
         info = read_json(self.path / f"{name}.json", f"shard {name}")
-        arrays = {part: self._array(name, part, info, verify) for part in PARTS}
-        shard = Shard(name, *(arrays[part] for part in PARTS), info)
+        ids, docs, segments = (self._array(name, part, info, verify) for part in PARTS)
+        shard = Shard(name, ids, docs, segments, info)
         self._check_counts(shard, verify)
         return shard
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polyglyph.errors import ConfigError, FormatError, InputError, ParseError
+from polyglyph.errors import FormatError, InputError, ParseError
 from polyglyph.sequence.dialects import DIALECTS, emu3, emu3_vocabulary
 from polyglyph.sequence.document import Document, Segment
 from polyglyph.sequence.grammar import Grammar
 from polyglyph.sequence.layout import Dialect, Layout
-from polyglyph.sequence.vocabulary import Entry, Vocabulary
+from polyglyph.sequence.vocabulary import Vocabulary
 from polyglyph.tokenizers.base import CodeGrid, ImageMeta, SpanSpec
 
 N_SIZES = 5
@@ -358,68 +358,6 @@ def test_spell_names_every_id_and_its_slot_also_of_broken_ids() -> None:
     broken = grammar.spell(np.array([ids[0], ids[1], ids[4], 10**9]))
     assert (broken[2].slot, broken[3].slot) == ("size", "?")
     assert broken[3].name == "outside the vocabulary" and len(grammar.spell(ids[:3])) == 3
-
-
-def test_emu3_writes_the_published_ids() -> None:
-    grammar = GRAMMARS["emu3"]
-    codes = np.array([[[0, 1, 2], [16381, 4, 32767]]], np.int32)
-    text = CodeGrid("text", np.array([[7, 20]], np.int32))
-    document = Document([Segment("text", text), Segment("image", CodeGrid("image", codes))])
-    eol, eof, v = 151846, 151847, 151854
-    image = [151852, 17, 9, 18, 151851, v, v + 1, v + 2, eol, v + 16381, v + 4, v + 32767, eol]
-    expected = [151849, 7, 20, *image, eof, 151853, 151850]
-    assert grammar.render(document).ids.tolist() == expected
-    wide = grammar.begin_ids("image", (90, 100)).tolist()
-    assert wide == [151852, 24, 15, 9, 16, 15, 15, 151851]
-    with pytest.raises(ParseError) as caught:  # a zero in front of a size
-        grammar.parse(np.array([151849, 151852, 15]))
-    assert caught.value.slot == "first digit" and caught.value.allowed == "16..24"
-
-
-def test_emu3_and_emu3_5_layouts_refuse_each_others_stream() -> None:
-    emu = GRAMMARS["emu3"]
-    layout = dataclasses.replace(emu.dialect.layout("image"), row_end_last=False, frame_end=None)
-    layouts = {**emu.dialect.layouts, "image": layout}
-    other = Grammar(dataclasses.replace(emu.dialect, layouts=layouts), emu.vocabulary, emu.specs)
-    document = Document([make_segment(emu, "image", (2, 3))])
-    a, b = emu.render(document).ids, other.render(document).ids
-    assert len(a) == len(b) + 2
-    assert emu.parse(a).same_codes(other.parse(b))
-    for grammar, ids in ((emu, b), (other, a)):
-        with pytest.raises(ParseError):
-            grammar.parse(ids)
-
-
-def test_a_text_tokenizer_that_joins_digits_cannot_write_digit_sizes() -> None:
-    specs = GRAMMARS["emu3"].specs
-    vocabulary = emu3_vocabulary()
-    for digits, star in [((), -1), ([15] * 10, 9), (range(15, 24), 9), (range(15, 25), 15)]:
-        with pytest.raises(ConfigError, match="ten different ids"):
-            Grammar(emu3(digits, star), vocabulary, specs)
-    with pytest.raises(ConfigError, match="must all be text ids"):
-        Grammar(emu3(range(15, 25), 151852), vocabulary, specs)
-    with pytest.raises(ConfigError, match="ranges of ids, at most 4"):
-        Grammar(emu3(range(15, 35, 2), 9), vocabulary, specs)
-
-
-def test_layouts_that_cannot_be_parsed_are_refused_when_built() -> None:
-    vocabulary = Vocabulary([Entry("x", 0, 4, 2), Entry("x", 1, 4, 6)], {"bos": 0, "eos": 1})
-    for layout, rank, message in [
-        (Layout(begin=None, end=None), 1, "one codebook"),
-        (Layout(), 2, "needs its size"),
-        (Layout(size="ids", order="delayed"), 2, "rank 1"),
-        (Layout(fixed=(2,)), 2, "fixed grid"),
-    ]:
-        spec = SpanSpec("x", "x", 4, 2, rank)
-        vocabulary_x = Vocabulary(
-            [*vocabulary.entries, Entry("size", 0, 3, 10)],
-            {**vocabulary.controls, "begin_x": 13, "end_x": 14, "pad": 15},
-        )
-        with pytest.raises(ConfigError, match=message):
-            Grammar(Dialect("d", {"x": layout}), vocabulary_x, {"x": spec})
-    spec = SpanSpec("x", "x", 3, 2, 1)
-    with pytest.raises(ConfigError, match="4 ids for codebook 0, the codec has 3"):
-        Grammar(Dialect("d", {"x": Layout()}), vocabulary_x, {"x": spec})
 
 
 def test_a_header_that_claims_a_billion_codes_is_refused_without_building_them() -> None:

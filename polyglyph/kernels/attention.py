@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-# Scores of one product. Larger ones leave the cache (measured on a CPU).
+# Scores of one product. On a CPU a quarter of it costs 10 %, four times as much costs 6 %.
 CHUNK_ELEMENTS = 1 << 20
-# Queries of one product: keys after the block's last query are never read.
+# Queries of one product: keys after the block's last query are never read. On a CPU, T = 512:
+# 256 costs 13 % more, 512 (all keys) 50 % more.
 BLOCK = 128
 # A document joins a bucket when it is at least this share of the bucket's longest.
 FILL = 0.8
@@ -104,7 +105,8 @@ def attention(
 class _Attention(torch.autograd.Function):
     """Products and softmax by blocks, scores recomputed in the backward pass.
 
-    On a CPU with bf16 products this takes a third of the time of torch's fused attention."""
+    On a CPU in bf16, T = 512: 0.58 of the time of torch's fused attention, and a third for packed
+    documents of 104. In fp32 and at T = 4096 unpacked, torch's is 1.1 times as fast."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, packing: Packing | None) -> Tensor:

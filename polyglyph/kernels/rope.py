@@ -50,7 +50,7 @@ def heads(
 
     q and k are normalised per head where weights (K,) are given (both or neither), then rotated;
     in fp32, rounded once. cos, sin as in `rope`. First order gradients. ValueError for wrong
-    shapes. One function because apart the steps take three times as long on a CPU.
+    shapes. One function because apart the steps take 1.26 times as long on a CPU (bf16).
     """
     if qkv.ndim != 3 or qkv.shape[2] % (n_heads + 2 * n_kv_heads):
         raise ValueError(

@@ -340,7 +340,7 @@ def _encode_one(tokenizer: Tokenizer, medium: Any) -> CodeGrid | None:
 
 
 def content_key(medium: Any) -> Any:
-    """Equal for equal media: the text itself, or a hash of all that a medium holds."""
+    """Equal for equal media: the text itself, or a hash of what a codec reads of the medium."""
     if isinstance(medium, str):
         return medium
     digest = hashlib.blake2b(digest_size=16)
@@ -352,6 +352,6 @@ def content_key(medium: Any) -> Any:
         if isinstance(value, np.ndarray):
             digest.update(f"{name}{value.dtype}{value.shape}".encode())
             digest.update(np.ascontiguousarray(value).data)
-        elif name not in ("notes", "audio"):
+        elif isinstance(value, str | int | float):  # notes and a clip's sound are not encoded
             digest.update(f"{name}={value!r}".encode())
     return digest.digest()

@@ -51,6 +51,12 @@ SCENES: tuple[tuple[str, int], ...] = (
     ("image_instruction_to_image", 2),
     ("image_phrase_to_region", 3),
 )
+# What the text beside a picture is.
+ASKED = {
+    "image_question_to_text": "image + question",
+    "image_instruction_to_image": "image + instruction",
+    "image_phrase_to_region": "image + phrase",
+}
 SPEECH = "Polyglyph reads and makes text, pictures, clips and sounds."
 PHOTOS = ("astronaut.png", "chelsea.png")  # inside scikit-image's wheel
 MOST_PIXELS = 640  # of a picture's longer side; a clip's is half of it
@@ -78,8 +84,8 @@ class Stop:
 
     @property
     def source(self) -> str:
-        """What goes in: "image", "image + text"."""
-        return " + ".join(MODALITY_OF(part) for part in self.parts)
+        """What goes in: "image", "image + question"."""
+        return ASKED.get(self.pair) or " + ".join(MODALITY_OF(part) for part in self.parts)
 
     def to_json(self) -> dict[str, Any]:
         """One entry of the summary."""

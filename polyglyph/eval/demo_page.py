@@ -29,10 +29,10 @@ def render_page(tour: Any) -> str:
             "prompt leaves open may be anything.</p>",
             *[_stop(i, stop) for i, stop in enumerate(tour.stops)],
             "<h2>Through the codecs and back</h2>",
-            "<p class='soft'>Media to codes to media, without the transformer. The codecs were "
-            "trained on the built-in world alone, so a photograph or a voice, which they never "
-            "saw, comes back rough: the path is whole, and larger codecs run through the same "
-            "one.</p>",
+            "<p class='soft'>Media to codes to media, without the transformer, at their own size. "
+            "The codecs of <b>tiny</b> are small and were trained on procedural media only: no "
+            "photograph was among them, so one comes back rough. Larger codecs take the same "
+            "path.</p>",
             *[_copy(copy) for copy in tour.copies],
             *_asides(tour),
             _foot(tour),
@@ -102,7 +102,7 @@ def _matrix(stops: list[Any]) -> str:
 def _badge(stop: Any) -> str:
     verdict = stop.found
     kind, word = ("good", "right") if verdict.ok else ("bad", "wrong")
-    score = f"{verdict.right} of {verdict.total} statements hold"
+    score = f"{verdict.right} of {verdict.total} checks passed"
     return f'<span class="badge {kind}">{word}</span><span class="soft small">{score}</span>'
 
 

@@ -58,9 +58,11 @@ figure { margin: 0 } figcaption { color: var(--soft); font-size: .8rem; margin-t
 blockquote { margin: 0; padding: .6rem .9rem; background: var(--well); border-radius: 10px;
   font-size: 1.05rem; overflow-wrap: anywhere }
 img, video, .over { display: block; border-radius: 8px; background: var(--well) }
+img.tiny, img.photo, video { outline: 1px solid var(--line) }
 img.tiny, video { width: 168px; image-rendering: pixelated } img.photo { max-width: 300px;
   width: 100% } img.mosaic { height: 96px; image-rendering: pixelated; border-radius: 5px }
-img.photo-mosaic { max-width: 300px; width: 100%; image-rendering: pixelated }
+img.strip { width: 260px; height: 44px; image-rendering: pixelated; border-radius: 5px }
+img.photo-mosaic { width: 168px; image-rendering: pixelated; border-radius: 5px }
 img.spectrogram { width: 260px; height: 84px } audio { width: 260px; display: block;
   margin-top: .4rem }
 .over { position: relative; width: fit-content } .over svg { position: absolute; inset: 0 }
@@ -190,7 +192,7 @@ def mosaic(codes: np.ndarray, alt: str, large: bool = False) -> str:
     """The codes of a medium as a picture of coloured cells, with their number below."""
     grid = "×".join(map(str, codes.shape[1:]))
     n_codebooks = f"{codes.shape[0]} × " if codes.shape[0] > 1 else ""
-    kind = "photo-mosaic" if large else "mosaic"
+    kind = "strip" if codes.ndim == 2 else "photo-mosaic" if large else "mosaic"
     source = data_uri(_png(mosaic_pixels(codes)), ".png")
     image = f'<img class="{kind}" src="{source}" alt="codes of {escape(alt)}">'
     return figure(image, f"{n_codebooks}{grid} codes")

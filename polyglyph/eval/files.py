@@ -8,16 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyglyph.media import MODALITY_OF, load, to_bytes
-
-SUFFIX = {
-    "text": ".txt",
-    "image": ".png",
-    "audio": ".wav",
-    "video": ".mp4",
-    "region": ".json",
-    "action": ".json",
-}
+from polyglyph.media import MODALITY_OF, SUFFIXES, load, to_bytes
 
 
 def file_bytes(medium: Any) -> bytes:
@@ -27,7 +18,7 @@ def file_bytes(medium: Any) -> bytes:
 
 def suffix_of(medium: Any) -> str:
     """ ".png" of an Image, ".txt" of a str ..."""
-    return SUFFIX[MODALITY_OF(medium)]
+    return ".txt" if isinstance(medium, str) else SUFFIXES[MODALITY_OF(medium)][0]
 
 
 def as_filed(medium: Any) -> Any:

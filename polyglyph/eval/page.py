@@ -135,8 +135,10 @@ def _audio(medium: Any, alt: str) -> str:
     )
 
 
-def _region(medium: Any, alt: str) -> str:
-    return f"<code>{' '.join(f'{value:.2f}' for value in medium.values)}</code>"
+def _values(medium: Any, alt: str) -> str:
+    values = medium.values.ravel()
+    more = " …" if len(values) > 64 else ""
+    return f"<code>{' '.join(f'{value:.2f}' for value in values[:64])}{more}</code>"
 
 
 _SHOW: dict[str, Callable[[Any, str], str]] = {
@@ -144,13 +146,12 @@ _SHOW: dict[str, Callable[[Any, str], str]] = {
     "image": _image,
     "video": _video,
     "audio": _audio,
-    "region": _region,
 }
 
 
 def show(medium: Any, alt: str) -> str:
-    """The medium, embedded: a quotation, a picture, a player."""
-    return _SHOW[MODALITY_OF(medium)](medium, alt)
+    """The medium, embedded: a quotation, a picture, a player, else its numbers."""
+    return _SHOW.get(MODALITY_OF(medium), _values)(medium, alt)
 
 
 def with_box(image: Any, boxes: list[tuple[np.ndarray, str]], alt: str) -> str:

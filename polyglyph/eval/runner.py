@@ -170,6 +170,11 @@ def run_tasks(
 
 def check_needs(name: str, module: ModuleType, pipe: Any) -> None:
     """InputError unless the pipeline has the codecs, and the model, that a task needs."""
+    if module.TASK.generates and getattr(pipe, "model", True) is None:
+        raise InputError(
+            f"task {name} needs a model; this checkpoint holds codecs only: choose the "
+            f"reconstruction tasks"
+        )
     missing = [span for span in module.TASK.needs if span not in pipe.tokenizers]
     if missing:
         raise InputError(

@@ -53,7 +53,9 @@ class Oracle:
     def __init__(self, examples: list[Any], wrong: str = "") -> None:
         self.tokenizers = {modality: Mirror(modality) for modality in RANK}
         self.answers = {key_of([to_media(p) for p in e.prompt]): e.target for e in examples}
-        self.wrong, self.batches = wrong, []
+        self.wrong = wrong
+        self.batches: list[int] = []
+        self.model: Any = "an oracle"
 
     def generate_batch(self, prompts: list[Any], *, to: str, seed: list[int], **_: Any) -> Any:
         self.batches.append(len(prompts))
@@ -214,6 +216,10 @@ def test_needs_are_checked_before_the_first_task_starts() -> None:
     with pytest.raises(InputError, match="text_to_video needs video"):
         run_tasks(["image_to_audio", "text_to_video"], pipe, 2, seed=1)
     assert not pipe.batches
+    pipe.model = None
+    with pytest.raises(InputError, match="needs a model"):
+        run_tasks(["image_to_audio"], pipe, 2, seed=1)
+    run_tasks(["reconstruction_image"], pipe, 2, seed=1)
     with pytest.raises(InputError, match="did you mean 'image_to_text'"):
         run_tasks(["image_to_txt"], pipe, 2)
     with pytest.raises(InputError, match="at least one"):

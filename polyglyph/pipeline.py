@@ -64,9 +64,10 @@ class IdsEvent:
 
 @dataclass(frozen=True)
 class RowEvent:
-    """A row of codes is whole: `grid` holds all whole rows (or frames) so far."""
+    """A row of codes is whole; rows count from 0 through all frames."""
 
-    grid: CodeGrid
+    index: int
+    codes: np.ndarray  # int32 (n,), as they were written
 
 
 @dataclass(frozen=True)
@@ -302,13 +303,18 @@ class Pipeline:
         def work(on_ids: Any) -> list[list[int]]:
             return self._continue(rows, target, [_checked_seed(seed)], on_ids)
 
+        row: list[int] = []
+        n_rows = 0
         for new in run_in_thread(work):
             written += new
+            row += new
             yield IdsEvent(tuple(new), len(written))
             if ends & set(new):
-                whole = self.grammar.parse(self._framed(written), partial=True)
-                if whole and whole[0].codes is not None:
-                    yield RowEvent(whole[0].codes)
+                codes = self._codes_of(target.span, row)
+                row = []
+                if len(codes):  # none between a row's end and its frame's
+                    yield RowEvent(n_rows, codes)
+                    n_rows += 1
         document = self._answer(written)
         yield SegmentEvent(document[0], time.perf_counter() - began)
 
@@ -381,6 +387,12 @@ class Pipeline:
         layout = self.grammar.dialect.layout(self.grammar.specs[span].modality)
         names = [name for name in (layout.row_end, layout.frame_end) if name is not None]
         return {self.grammar.vocabulary.control(name.format(span=span)) for name in names}
+
+    def _codes_of(self, span: str, ids: Sequence[int]) -> np.ndarray:
+        """The codes int32 (n,) of `span` among ids, in their order."""
+        vocabulary = self.grammar.vocabulary
+        found = [vocabulary.locate(id) for id in ids]
+        return np.array([one[2] for one in found if one is not None and one[0] == span], np.int32)
 
     def _no_room(self, n_prompt: int, target: _Target, options: _Options) -> InputError:
         if options.max_new is not None and n_prompt + options.max_new < self.context:

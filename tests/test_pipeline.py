@@ -252,10 +252,11 @@ def test_the_stream_ends_with_what_generate_gives(pipe: Pipeline) -> None:
     assert kinds[-1] is SegmentEvent and kinds.count(RowEvent) == 3
     ids = [id for event in events if isinstance(event, IdsEvent) for id in event.ids]
     assert [e.n_ids for e in events if isinstance(e, IdsEvent)][-1] == len(ids)
-    rows = [event.grid for event in events if isinstance(event, RowEvent)]
-    assert [grid.shape for grid in rows] == [(1, 4), (2, 4), (3, 4)]
+    rows = [event for event in events if isinstance(event, RowEvent)]
+    assert [row.index for row in rows] == [0, 1, 2]
     last = events[-1]
-    assert isinstance(last, SegmentEvent) and rows[-1].same_codes(last.segment.codes)
+    assert isinstance(last, SegmentEvent) and last.segment.codes is not None
+    assert np.array_equal(np.stack([row.codes for row in rows])[None], last.segment.codes.codes)
     assert Document([last.segment]).same_codes(pipe.generate("ring", "image", 3, grid=(3, 4)))
 
 
@@ -281,3 +282,9 @@ def test_an_unknown_key_of_prompt_size_is_named(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, sequence={"prompt_size": {"imgae": [8, 8]}})
     with pytest.raises(InputError, match="'imgae'; did you mean 'image'"):
         polyglyph.load(folder)
+
+
+def test_rows_of_a_clip_count_through_its_frames(pipe: Pipeline) -> None:
+    events = list(pipe.stream("ring", to="video", grid=(2, 3, 4)))
+    rows = [event for event in events if isinstance(event, RowEvent)]
+    assert [row.index for row in rows] == list(range(6)) and {len(r.codes) for r in rows} == {4}

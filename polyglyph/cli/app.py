@@ -56,7 +56,7 @@ app.command("eval")(running.evaluate)
 app.command()(running.bench)
 
 # Typer brings its own copy of click or stands on the installed one, by version.
-_UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+_UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 def run(arguments: Sequence[str]) -> int:

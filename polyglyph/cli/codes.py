@@ -264,7 +264,7 @@ def detokenize(
                 except InputError as error:
                     outcome.fail(error, f"{source} ({key})")
         write_errors(folder, outcome)
-        outcome.note(f"wrote {len(outcome.results)} files to {printable(output)}/")
+        outcome.note(f"wrote {len(outcome.results)} files to {printable(folder)}/")
 
 
 def _all_items(path: str) -> list[Any]:

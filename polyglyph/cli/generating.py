@@ -147,11 +147,12 @@ class _Generating:
         from polyglyph.errors import InputError
         from polyglyph.media import modality_of
 
+        _check_modality(to, "")
         prompt, inputs = read_parts(words)
         if output is not None:
             files.refuse_input(output, inputs)
-            files.check_target(output, to, self.force)
-        elif to in files.suffixes() and files.TEXT_SUFFIX not in files.suffixes()[to]:
+            files.check_target(output, _modality(to), self.force)
+        elif files.TEXT_SUFFIX not in files.suffixes()[_modality(to)]:
             raise InputError(f"expected -o FILE to write the {to} to; only text goes to stdout")
         for path, medium in inputs.items():
             files.note_all(self.outcome, path, medium)
@@ -182,7 +183,7 @@ class _Generating:
 
     def many(self, path: Path, to: str | None, folder: Path, seed: int) -> None:
         """One file per line of a JSONL file, in batches of one target."""
-        from polyglyph.checkpoint import shown
+        from polyglyph.checkpoint import atomic_file, shown
         from polyglyph.errors import InputError
 
         if folder.is_dir() and any(folder.iterdir()) and not self.force:
@@ -204,8 +205,6 @@ class _Generating:
                     done += len(batch)
         self.outcome.results.sort(key=lambda entry: entry["line"])
         lines = "".join(json.dumps(entry) + "\n" for entry in self.outcome.results)
-        from polyglyph.checkpoint import atomic_file
-
         with atomic_file(folder / INDEX, force=True) as temporary:
             temporary.write_text(lines, "utf-8")
         write_errors(folder, self.outcome)
@@ -292,6 +291,19 @@ def _request(number: int, text: str, to: str | None, seed: int, root: Path) -> _
     return _Request(number, prompt, target, chosen, name)
 
 
+def _modality(span: str) -> str:
+    """A span is called like its modality, or begins with it: audio-speech."""
+    return span.partition("-")[0]
+
+
+def _check_modality(to: str, where: str) -> None:
+    """InputError with the nearest name, before anything slow, for what no checkpoint can have."""
+    from polyglyph.errors import unknown
+
+    if _modality(to) not in files.suffixes():
+        raise unknown(f"modality{where}", to, files.suffixes())
+
+
 def read_parts(words: Sequence[str], root: Path = Path()) -> tuple[list[Any], dict[str, Any]]:
     """(prompt, {path: what was read from it}). @PATH is a file, @@ begins a text with @."""
     from polyglyph.errors import InputError
@@ -312,7 +324,7 @@ def read_parts(words: Sequence[str], root: Path = Path()) -> tuple[list[Any], di
             continue
         if not word:
             raise InputError("a PART of @ alone names no file; @@ is a literal @")
-        path = os.path.join(root, word)
+        path = os.fspath(root / word)  # "" and "." leave it as it is
         inputs[path] = files.read(path, modality)
         prompt.append(inputs[path])
     return prompt, inputs

@@ -16,10 +16,14 @@ from typing import Any
 
 import typer
 
-from polyglyph.errors import MachineError, PolyglyphError
+from polyglyph.errors import InputError, MachineError, PolyglyphError
 
 INTERRUPTED, TERMINATED = 130, 143
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_WRONG_PATH = (
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
+)  # fmt: skip
 
 
 class Terminated(BaseException):
@@ -119,6 +123,9 @@ def explain(error: BaseException) -> tuple[int, str]:
         return MachineError.exit_status, f"memory is full: {text[:200]}; use smaller inputs"
     if isinstance(error, OSError) and error.errno in _FULL:
         return MachineError.exit_status, f"the disk is full: {text}; free some space, run again"
+    if isinstance(error, OSError) and error.errno in _WRONG_PATH and error.filename is not None:
+        reason = (error.strerror or text).lower()
+        return InputError.exit_status, f"{printable(error.filename)!r} can't be used: {reason}"
     if isinstance(error, OSError):
         return MachineError.exit_status, f"the system refused: {text}"
     return 1, f"internal error: {type(error).__name__}: {text[:300]} (--debug shows where)"

@@ -108,9 +108,10 @@ def evaluate(
         pipe = load(checkpoint, device)
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
         sampling = {name: value for name, value in given.items() if value is not None}
-        options = {"sampling": sampling, "force": force}
         with progress("evaluating") as tell:
-            found = run_tasks(names, pipe, n, output, chosen, progress=tell, **options)
+            found = run_tasks(
+                names, pipe, n, output, chosen, sampling=sampling, force=force, progress=tell
+            )
         outcome.results = found.to_json()["tasks"]
         outcome.show(found.table())
 

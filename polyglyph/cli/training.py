@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from polyglyph.cli import files
 from polyglyph.cli.options import AsJson, Debug, Sets
 from polyglyph.cli.outcome import Outcome, command, printable
 from polyglyph.cli.progress import progress
@@ -152,6 +153,7 @@ def train(
         if plan:
             _plan(outcome, run)
             return
+        files.check_writable(os.fspath(folder / "config.toml"))
         if resume and config is not None:
             _check_same(run, folder)
 

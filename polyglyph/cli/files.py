@@ -73,17 +73,23 @@ def note_all(outcome: Outcome, path: str | os.PathLike, medium: Any) -> None:
 
 
 def expand(paths: Sequence[str]) -> list[str]:
-    """The files under these paths: a folder stands for the media files in it, sorted."""
+    """The files under these paths: a folder stands for the pictures, sounds and clips in it, sorted.
+
+    Not for its .txt and .json: beside media those are captions and lists more often than media."""
     from polyglyph.checkpoint import shown
 
-    known = {suffix for group in suffixes().values() for suffix in group}
+    known = {s for group in suffixes().values() for s in group} - {TEXT_SUFFIX, ".json"}
     found: list[str] = []
     for path in paths:
         if not os.path.isdir(path):
             found.append(path)
             continue
         inside = [os.path.join(top, name) for top, _, names in os.walk(path) for name in names]
-        media = sorted(f for f in inside if os.path.splitext(f)[1].lower() in known)
+        media = sorted(
+            f
+            for f in inside
+            if os.path.splitext(f)[1].lower() in known and not os.path.basename(f).startswith(".")
+        )
         if not media:
             raise InputError(f"folder {shown(path)} holds no media files; expected {_few(known)}")
         found += media

@@ -41,11 +41,11 @@ def test_a_file_that_can_t_be_read_is_one_sentence(
 
 
 def test_a_folder_stands_for_the_media_in_it(here: Path) -> None:
-    (here / "notes.md").write_text("x")
     (here / "sub").mkdir()
-    (here / "sub" / "a.txt").write_text("x")
+    for name in ("notes.md", "photo.txt", "index.json", ".tmp-1.png", "sub/A.PNG"):
+        (here / name).write_text("x")
     found = files.expand([".", "photo.jpg"])
-    assert found == ["./clip.mp4", "./photo.jpg", "./speech.wav", "./sub/a.txt", "photo.jpg"]
+    assert found == ["./clip.mp4", "./photo.jpg", "./speech.wav", "./sub/A.PNG", "photo.jpg"]
     (here / "empty").mkdir()
     with pytest.raises(InputError, match="holds no media files"):
         files.expand(["empty"])

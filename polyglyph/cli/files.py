@@ -73,7 +73,7 @@ def note_all(outcome: Outcome, path: str | os.PathLike, medium: Any) -> None:
 
 
 def expand(paths: Sequence[str]) -> list[str]:
-    """The files under these paths: a folder stands for the pictures, sounds and clips in it, sorted.
+    """The files under these paths; a folder stands for its pictures, sounds and clips, sorted.
 
     Not for its .txt and .json: beside media those are captions and lists more often than media."""
     from polyglyph.checkpoint import shown

@@ -11,12 +11,11 @@ from typing import Any
 
 from polyglyph.data.shapes.captions import canonical
 from polyglyph.data.shapes.claims import Verdict
-from polyglyph.data.shapes.examples import check_reconstruction
+from polyglyph.data.shapes.examples import SHOW, check_reconstruction
 from polyglyph.data.shapes.scene import Scene, make_scene
-from polyglyph.data.sources.shapes import to_plain
+from polyglyph.data.sources.shapes import to_media, to_plain
 from polyglyph.eval.files import as_filed
 from polyglyph.eval.metrics import bits, codebook_use
-from polyglyph.eval.scenes import MEDIA
 from polyglyph.eval.scoring import Context, Scored, Task, TaskResult, others, share_ok, summarise
 
 Measure = Callable[[Any, Any], dict[str, float]]  # (original, reconstruction) as media
@@ -63,7 +62,7 @@ class ReconstructionTask(Task):
         return result
 
     def _show(self, scene: Scene) -> Any:
-        return MEDIA[self.modality].show(scene)
+        return to_media((self.modality, SHOW[self.modality](scene)))
 
     def _judge(self, scene: Scene, medium: Any) -> Verdict:
         """`medium` as it came back from its file."""

@@ -39,6 +39,7 @@ from polyglyph.tokenizers.seanet import (
     fold_weight_norm,
     folded_state,
     is_folded,
+    load_folded,
     past_frames,
 )
 from polyglyph.tokenizers.spectral import SpectralLoss
@@ -70,7 +71,8 @@ class AudioCodecConfig(Config):
     """`[codec]` of an audio codec. Samples per frame = the product of `strides`.
 
     widths: channels after each stride; encoder_units, decoder_units: residual units there;
-    taps: length of the first and last filters, in strides.
+    taps: length of the first and last filters, in strides. init: folder of a codec of the same
+    shape, or the run that made it, to train on from.
     """
 
     modality: str = "audio"
@@ -87,6 +89,7 @@ class AudioCodecConfig(Config):
         kind="rvq", codebook_size=256, n_codebooks=4, d_code=16
     )
     loss: AudioLossConfig = AudioLossConfig()
+    init: str | None = None
 
     @model_validator(mode="after")
     def _one_entry_per_stride(self) -> AudioCodecConfig:
@@ -110,6 +113,13 @@ class AudioCodec(nn.Module):
         )
         self.quantizer = Quantizer(c.quantizer, c.d_latent)
         self.spectral = SpectralLoss(c.sample_rate, c.loss.windows)
+
+    def init_from(self, other: AudioCodec) -> None:
+        """Take the weights and codebooks of a trained codec of the same shape."""
+        load_folded(self.encoder, other.encoder.state_dict())
+        load_folded(self.decoder, other.decoder.state_dict())
+        self.quantizer.load_state_dict(inference_state(other.quantizer))
+        self.quantizer.attach_learner(warm=True)
 
     def training_losses(self, batch: Tensor) -> CodecStep:
         """One forward over sounds (B, 1, S)."""

@@ -183,4 +183,11 @@ class ImageTokenizer(Tokenizer):
         return cls(net, data["fingerprint"])
 
 
-__all__ = ["ImageCodec", "ImageCodecConfig", "ImageTokenizer", "pad_to_stride", "to_pixels", "to_uint8"]
+__all__ = [
+    "ImageCodec",
+    "ImageCodecConfig",
+    "ImageTokenizer",
+    "pad_to_stride",
+    "to_pixels",
+    "to_uint8",
+]

@@ -84,8 +84,11 @@ class Quantizer(nn.Module):
     def _normed(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=-1) if self.config.kind == "vq" else x
 
-    def attach_learner(self) -> None:
-        """Hand the codebooks to vector-quantize-pytorch, which trains them from here on."""
+    def attach_learner(self, *, warm: bool = False) -> None:
+        """Hand the codebooks to vector-quantize-pytorch, which trains them from here on.
+
+        warm: begin from our codebooks (a codec that is trained further), not from k-means.
+        """
         if self.learner is not None:
             return
         from vector_quantize_pytorch import ResidualVQ, VectorQuantize
@@ -107,10 +110,19 @@ class Quantizer(nn.Module):
                 num_quantizers=c.n_codebooks, quantize_dropout=c.quantize_dropout, **common
             )
         self.learner.to(self.codebook.device)
+        if warm:
+            self._hand_over()
 
-    def detach_learner(self) -> None:
-        self.sync()
-        self.learner = None
+    @torch.no_grad()
+    def _hand_over(self) -> None:
+        """Give the learner our codebooks, each code with the statistics of one vector."""
+        layers = [self.learner] if self.config.kind == "vq" else list(self.learner.layers)  # type: ignore[union-attr, arg-type]
+        for layer, book in zip(layers, self.codebook, strict=True):
+            state = layer._codebook  # type: ignore[union-attr]
+            state.embed.copy_(book[None])
+            state.embed_avg.copy_(book[None])
+            state.cluster_size.fill_(1.0)
+            state.initted.fill_(True)
 
     @torch.no_grad()
     def sync(self) -> None:

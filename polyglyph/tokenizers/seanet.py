@@ -11,7 +11,7 @@ Shapes: B batch, C channels, S samples or steps, F frames, D latent width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -197,6 +197,23 @@ def fold_weight_norm(module: nn.Module) -> None:
     for child in module.modules():
         if parametrize.is_parametrized(child, "weight"):
             parametrize.remove_parametrizations(child, "weight", leave_parametrized=True)
+
+
+def load_folded(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Loads the state of a folded twin into a module that trains under weight norm.
+
+    Direction and length of every weight are set from its value; strict in names and shapes."""
+    normed = {
+        f"{name}.weight"
+        for name, child in module.named_modules()
+        if parametrize.is_parametrized(child, "weight")
+    }
+    for key in normed:
+        module.get_submodule(key.removesuffix(".weight")).weight = state[key]
+    rest = {key: value for key, value in state.items() if key not in normed}
+    missing, extra = module.load_state_dict(rest, strict=False)
+    left = [key for key in missing if ".parametrizations.weight." not in key]
+    assert not left and not extra, (left, extra)
 
 
 def is_folded(module: nn.Module) -> bool:

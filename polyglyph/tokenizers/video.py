@@ -173,19 +173,19 @@ class VideoTokenizer(Tokenizer):
         for i, video in enumerate(videos):
             shapes.setdefault(video.frames.shape, []).append(i)
         grids: dict[int, CodeGrid] = {}
-        for shape, indices in shapes.items():
-            n = max(1, _PIXELS_PER_BATCH // int(np.prod(shape[:3])))
+        for (n_frames, height, width, _), indices in shapes.items():
+            n = max(1, _PIXELS_PER_BATCH // (n_frames * height * width))
             for start in range(0, len(indices), n):
                 part = indices[start : start + n]
                 pixels = torch.stack([self.padded(videos[i].frames) for i in part])
                 for i, code in zip(part, self.net.encode(pixels).numpy(), strict=True):
-                    meta = VideoMeta(*shape[:3], float(videos[i].fps))
+                    meta = VideoMeta(n_frames, height, width, float(videos[i].fps))
                     codes = code.astype(np.int32)
                     grids[i] = CodeGrid(self.modality, codes, meta, self.fingerprint)
         return [grids[i] for i in range(len(videos))]
 
     def padded(self, frames: np.ndarray) -> Tensor:
-        """uint8 (F, H, W, 3) → (F', 3, H', W'): edges and the last frame repeated to whole strides."""
+        """uint8 (F, H, W, 3) → (F', 3, H', W'): edges and the last frame fill whole strides."""
         if not len(frames):
             raise InputError("a clip needs at least one frame, got none")
         pixels = pad_to_stride(to_pixels(frames), self.net.stride)

@@ -68,9 +68,7 @@ class StftDiscriminator(nn.Module):
 
 def discriminator_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
     """Hinge: real above 1, fake below -1; mean over scales."""
-    terms = [
-        F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)
-    ]
+    terms = [F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)]
     return 0.5 * torch.stack(terms).mean()
 
 

@@ -260,7 +260,11 @@ def _judged(x: Tensor) -> Tensor:
 
 
 def train_codec(
-    config: CodecRun, out: Path, *, resume: bool = False, on_log: Callable[[dict], None] | None = None
+    config: CodecRun,
+    out: Path,
+    *,
+    resume: bool = False,
+    on_log: Callable[[dict], None] | None = None,
 ) -> dict[str, Any]:
     """Runs or resumes a codec run in folder `out`; returns the last log line.
 
@@ -270,7 +274,9 @@ def train_codec(
     if resume:
         run = RunFolder.open(out)
     else:
-        run = RunFolder.create(out, dump(config), {"kind": config.run.kind, "name": config.run.name})
+        run = RunFolder.create(
+            out, dump(config), {"kind": config.run.kind, "name": config.run.name}
+        )
     with run, StopSignals() as stop:
         if resume:
             tensors, numbers, _ = run.load_state()
@@ -293,17 +299,18 @@ def _loop(
         codes.append(training.last.codes.reshape(-1, training.last.codes.shape[-1]))
         n_media += config.data.batch_size
         step, last = training.step, training.step == config.run.steps
-        if step % config.run.log_every == 0 or last:
+        check = step % config.eval.every == 0 or last
+        if step % config.run.log_every == 0 or check:
             size = training.net.quantizer.config.codebook_size
             uses = [vars(u) for u in codebook_use(torch.cat(codes), size)]
             line = {"step": step, "time_s": time.time() - started, **values}
             line |= {"media_per_s": n_media / (time.time() - window), "peak_bytes": peak_bytes()}
             line |= {"codebooks": uses, "monitors": {}}
-            if step % config.eval.every == 0 or last:
+            if check:
                 line["monitors"] = _monitor(training, run)
             run.log(line)
             on_log(line)
-            training.check_collapse(uses, config.run.log_every)
+            training.check_collapse(uses, len(codes))
             codes, n_media, window = [], 0, time.time()
         if step % config.checkpoint.every == 0 or last or stop.received is not None:
             tensors, numbers = training.state()

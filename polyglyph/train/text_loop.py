@@ -1,0 +1,94 @@
+"""Trains the text codec: gathers the texts of a source, then sentencepiece does the work.
+
+There is nothing to resume: it takes seconds and the same texts give the same pieces. The result
+is a checkpoint folder of kind "codec" in a run folder, like that of every other codec.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from polyglyph.checkpoint import write_manifest
+from polyglyph.config import Config, dump
+from polyglyph.data.sources import TABLE
+from polyglyph.lookup import find
+from polyglyph.tokenizers.text import TextConfig, TextTokenizer
+from polyglyph.train.config import RunSection
+from polyglyph.train.runlog import RunFolder, peak_bytes
+
+
+class TextDataConfig(Config):
+    """`[data]` of a text run: the texts of the first n_documents items of a source."""
+
+    source: str = "shapes"
+    n_documents: int = Field(20_000, ge=1)
+
+
+class TextRun(Config):
+    """A whole text run; `run.steps` is 1."""
+
+    run: RunSection
+    codec: TextConfig = TextConfig()
+    data: TextDataConfig = TextDataConfig()
+
+
+def gather(config: TextRun) -> list[str]:
+    """The texts of the source, in the order of its items."""
+    source = find(TABLE, config.data.source, "source")(seed=config.run.seed)
+    return [text for i in range(config.data.n_documents) for text in source.captions(i)]
+
+
+def train_text(
+    config: TextRun,
+    out: Path,
+    *,
+    resume: bool = False,
+    on_log: Callable[[dict], None] | None = None,
+) -> dict[str, Any]:
+    """Writes the run folder `out` with one checkpoint; returns its log line."""
+    started = time.time()
+    if resume:
+        run = RunFolder.open(out)
+        if run.lines():
+            return run.lines()[-1]
+    else:
+        describe = {"kind": config.run.kind, "name": config.run.name}
+        run = RunFolder.create(out, dump(config), describe)
+    with run:
+        texts = gather(config)
+        tokenizer = TextTokenizer.train(texts, config.codec.vocabulary_size, config.codec.span)
+        n_ids = sum(tokenizer.encode(text).n_tokens for text in texts[:2000])
+        n_bytes = sum(len(text.encode()) for text in texts[:2000])
+        line = {
+            "step": 1,
+            "time_s": time.time() - started,
+            "n_texts": len(texts),
+            "bytes_per_id": n_bytes / max(1, n_ids),
+            "peak_bytes": peak_bytes(),
+        }
+
+        def write_model(folder: Path) -> None:
+            span = tokenizer.span
+            tokenizer.save(folder / "tokenizers" / span)
+            (folder / "config.toml").write_text(dump(config), "utf-8")
+            mark = tokenizer.fingerprint
+            write_manifest(
+                folder,
+                kind="codec",
+                config=config.model_dump(mode="json"),
+                dialect=None,
+                vocabulary_sha256=None,
+                tokenizers={span: {"path": f"tokenizers/{span}", "fingerprint": mark}},
+                origin=f"polyglyph train --config {config.run.name}",
+                licence="Apache-2.0",
+            )
+
+        run.log(line)
+        run.save_checkpoint(1, write_model, {}, {}, keep=1)
+        (on_log or (lambda _: None))(line)
+    return line

@@ -7,7 +7,6 @@ clips (B, F, H, W, 3) or float32 sound (B, 1, S).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -55,5 +54,3 @@ class MediaBatches:
             function = self.functions[self.order[index % len(self.order)]]
             items.append(function(self.modality, self.seed, index))
         return np.stack(items)
-
-

@@ -94,7 +94,7 @@ _WORDS = (
     "red orange yellow green cyan blue purple white circle square triangle cross ring small big "
     "above below left right moving still what colour is the shape where one two three four five "
     "music picture video sound region action river mountain window paper garden people morning"
-).split()
+)
 
 
 @lru_cache(maxsize=64)
@@ -103,7 +103,7 @@ def _spoken(seed: int, block: int) -> np.ndarray:
     from polyglyph.data.shapes.speech import speech
     from polyglyph.media import resample
 
-    words = _rng(seed, block, 4).choice(_WORDS, 12)
+    words = _rng(seed, block, 4).choice(_WORDS.split(), 12)
     audio = speech(" ".join(words))
     samples = resample(audio.samples, audio.sample_rate, SAMPLE_RATE)[0]
     if len(samples) < N_SAMPLES:

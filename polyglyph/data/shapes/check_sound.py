@@ -15,7 +15,7 @@ from polyglyph.data.shapes.check import Observed
 from polyglyph.data.shapes.scene import COLORS, MOTIONS, RISES, SHAPES, SIZES, rise_of
 from polyglyph.data.shapes.sound import N_SAMPLES, SAMPLE_RATE, slots, tone
 
-_WINDOW, _HOP = 2048, 512
+_WINDOW, _HOP = 1024, 512
 _BANDS = 80
 _LOW_HZ, _HIGH_HZ = 90.0, 3500.0
 _FLOOR = 0.02  # of the spectrum; what is fainter counts as silence
@@ -24,7 +24,7 @@ _SILENT = 0.004  # root mean square of a whole sound that holds nothing
 
 @lru_cache(maxsize=1)
 def _filters() -> np.ndarray:
-    """Triangles on a logarithmic scale, (1025, bands) float32, each of unit sum."""
+    """Triangles on a logarithmic scale, (513, bands) float32, each of unit sum."""
     hz = np.arange(_WINDOW // 2 + 1) * SAMPLE_RATE / _WINDOW
     edges = np.geomspace(_LOW_HZ, _HIGH_HZ, _BANDS + 2)
     width = np.maximum(np.diff(edges), SAMPLE_RATE / _WINDOW)
@@ -40,7 +40,7 @@ def _features(waves: np.ndarray) -> np.ndarray:
     padded = np.pad(waves, ((0, 0), (pad, pad)))
     cuts = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW, axis=1)[:, ::_HOP]
     spectrum = np.abs(np.fft.rfft(cuts * np.hanning(_WINDOW).astype(np.float32), axis=-1))
-    bands = (spectrum / 128).astype(np.float32) @ _filters()
+    bands = (spectrum / 64).astype(np.float32) @ _filters()
     return np.log(bands + _FLOOR).reshape(len(waves), -1)
 
 

@@ -50,6 +50,10 @@ def prepare(
         typer.Option("--n", "-n", help="Items to take; needed where a source is endless."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the source.")] = 0,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="KEY=VALUE for the source, e.g. mixture.text_to_image=8."),
+    ] = None,
     items_per_shard: Annotated[int, typer.Option(min=1, help="Items in one shard.")] = 4096,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -59,11 +63,12 @@ def prepare(
     The folder keeps the codecs and the vocabulary under codecs/.
     """
     with command("prepare", as_json, debug) as outcome:
+        from polyglyph.config import apply_sets
         from polyglyph.data.prepare import prepare as make_shards
         from polyglyph.data.sources import open_source
 
+        documents = open_source(source, seed=seed, **apply_sets({}, options or []))
         parts = _sequence(codec, checkpoint, config, sets or [])
-        documents = open_source(source, seed=seed)
         assert parts.grammar is not None
         with progress("preparing") as tell:
             made = make_shards(

@@ -98,8 +98,14 @@ class ModelRun(Config):
     sampling: dict[str, Sampling] = {}
 
 
-def load_sequence(config: SequenceConfig) -> Parts:
-    """Codecs, vocabulary and grammar of a `[sequence]`; what `prepare` and the loop both use."""
+def load_sequence(config: SequenceConfig, shards: str | Path | None = None) -> Parts:
+    """Codecs, vocabulary and grammar of a `[sequence]`; what `prepare` and the loop both use.
+
+    A `[sequence]` that names neither takes those that `prepare` kept beside the shards.
+    """
+    kept = None if shards is None else Path(shards) / "codecs"
+    if config.checkpoint is None and not config.codecs and kept is not None and kept.is_dir():
+        return load_sequence(config.model_copy(update={"checkpoint": str(kept)}))
     if config.checkpoint is not None:
         if config.codecs:
             raise ConfigError("sequence.checkpoint and sequence.codecs exclude each other")
@@ -182,7 +188,7 @@ class ModelTraining:
             torch.set_num_threads(config.run.threads)
         self.device = pick_device(config.run.device)
         self.dtype = pick_dtype(self.device, config.run.dtype)
-        self.parts = load_sequence(config.sequence) if parts is None else parts
+        self.parts = parts or load_sequence(config.sequence, config.data.shards)
         assert self.parts.grammar is not None
         self.grammar = self.parts.grammar
         shape = model_config(config, self.grammar)

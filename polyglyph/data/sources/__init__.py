@@ -17,11 +17,17 @@ def open_source(name_or_path: str | Path, seed: int = 0, **options: Any) -> Any:
 
     `options` go to the source. InputError with the nearest name for anything else.
     """
+    import inspect
+
+    from polyglyph.errors import unknown
     from polyglyph.lookup import find
 
     path = Path(name_or_path)
-    if path.is_dir():
-        return find(TABLE, "folder", "source")(path, seed=seed, **options)  # type: ignore[operator]
-    if path.suffix == ".jsonl":
-        return find(TABLE, "jsonl", "source")(path, seed=seed, **options)  # type: ignore[operator]
-    return find(TABLE, str(name_or_path), "source")(seed=seed, **options)  # type: ignore[operator]
+    name = "folder" if path.is_dir() else "jsonl" if path.suffix == ".jsonl" else str(name_or_path)
+    source = find(TABLE, name, "source")
+    known = [k for k in inspect.signature(source).parameters if k not in ("path", "seed")]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of source {name}", option, known)
+    given = (path,) if name != str(name_or_path) else ()
+    return source(*given, seed=seed, **options)

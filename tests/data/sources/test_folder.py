@@ -114,3 +114,13 @@ def test_no_media_and_no_folder_say_what_is_expected(tmp_path):
         Source(tmp_path / "nowhere")
     with pytest.raises(InputError, match="unknown source 'shape'; did you mean 'shapes'"):
         open_source("shape")
+
+
+def test_an_option_the_source_does_not_know_is_refused_with_the_nearest(tmp_path):
+    from polyglyph.data.sources import open_source
+    from polyglyph.errors import InputError
+
+    with pytest.raises(InputError, match="did you mean 'mixture'"):
+        open_source("shapes", mixtur={"text_to_image": 1})
+    source = open_source("shapes", seed=4, mixture={"text_to_image": 1})
+    assert source.weights == {"text_to_image": 1} and source.seed == 4

@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from polyglyph.config import Config
@@ -44,6 +44,12 @@ class QuantizerConfig(Config):
     rotation_trick: bool = True
     kmeans_init: bool = True
     quantize_dropout: bool = False
+
+    @model_validator(mode="after")
+    def _vq_has_one_codebook(self) -> QuantizerConfig:
+        if self.kind == "vq" and self.n_codebooks != 1:
+            raise ValueError("kind 'vq' has one codebook; for more take kind 'rvq'")
+        return self
 
 
 @dataclass
@@ -73,7 +79,6 @@ class Quantizer(nn.Module):
 
     def __init__(self, config: QuantizerConfig, width: int) -> None:
         super().__init__()
-        assert config.kind == "rvq" or config.n_codebooks == 1
         self.config = config
         self.project_in = nn.Linear(width, config.d_code)
         self.project_out = nn.Linear(config.d_code, width)
@@ -177,7 +182,9 @@ def codebook_use(codes: Tensor, codebook_size: int) -> list[CodebookUse]:
     """Usage, perplexity and dead share of every codebook; codes (..., Q)."""
     uses = []
     for q in range(codes.shape[-1]):
-        count = torch.bincount(codes[..., q].reshape(-1), minlength=codebook_size).double()
+        found = codes[..., q].reshape(-1)
+        found = found[found >= 0]  # -1: left out of this step by quantize_dropout
+        count = torch.bincount(found, minlength=codebook_size).double()
         p = count / count.sum().clamp(min=1)
         entropy = -(p[p > 0] * p[p > 0].log()).sum()
         usage = float((count > 0).double().mean())

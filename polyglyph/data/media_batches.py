@@ -8,9 +8,10 @@ clips (B, F, H, W, 3) or float32 sound (B, 1, S).
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from polyglyph.config import Config
 from polyglyph.lookup import find
@@ -27,8 +28,15 @@ SOURCES = {
 class MediaDataConfig(Config):
     """`[data]` of a codec run: mixture of sources by integer weight; batch_size in media."""
 
-    mixture: dict[str, int] = {"shapes": 1}
+    mixture: dict[str, Annotated[int, Field(ge=0)]] = {"shapes": 1}
     batch_size: int = Field(32, ge=1)
+
+    @field_validator("mixture")
+    @classmethod
+    def _something_to_draw(cls, mixture: dict[str, int]) -> dict[str, int]:
+        if not any(mixture.values()):
+            raise ValueError("no source has a weight")
+        return mixture
 
 
 @lru_cache(maxsize=8)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from polyglyph.config import Config
+from polyglyph.config import Config, build
 from polyglyph.errors import InputError
 from polyglyph.media import Image
 from polyglyph.tokenizers.base import CodeGrid, ImageMeta, SpanSpec, Tokenizer
@@ -35,7 +35,7 @@ class ImageCodecConfig(Config):
     modality: str = "image"
     span: str = "image"
     base: int = Field(32, ge=4)
-    multipliers: tuple[int, ...] = (1, 2, 3)
+    multipliers: tuple[PositiveInt, ...] = Field((1, 2, 3), min_length=1)
     n_res_blocks: int = Field(1, ge=1)
     attention: bool = True
     patch: int = Field(2, ge=1)
@@ -76,7 +76,7 @@ class ImageCodec(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        z = self.encoder(pixels)
+        z = self.encoder(pixels.to(self.last_layer.device))
         b, _, h, w = z.shape
         codes = self.quantizer.encode(z.flatten(2).transpose(1, 2))  # (B, hw, Q)
         return codes.transpose(1, 2).reshape(b, -1, h, w)
@@ -84,6 +84,7 @@ class ImageCodec(nn.Module):
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         b, q, h, w = codes.shape
+        codes = codes.to(self.last_layer.device)
         z = self.quantizer.decode(codes.reshape(b, q, h * w).transpose(1, 2))
         return self.decoder(z.transpose(1, 2).reshape(b, -1, h, w)).clamp(-1, 1)
 
@@ -137,7 +138,7 @@ class ImageTokenizer(Tokenizer):
             for start in range(0, len(indices), n):
                 part = indices[start : start + n]
                 pixels = to_pixels(np.stack([arrays[i] for i in part]))
-                codes = self.net.encode(pad_to_stride(pixels, self.net.stride)).numpy()
+                codes = self.net.encode(pad_to_stride(pixels, self.net.stride)).cpu().numpy()
                 for i, code in zip(part, codes, strict=True):
                     grids[i] = CodeGrid(
                         self.modality, code.astype(np.int32), ImageMeta(h, w), self.fingerprint
@@ -178,7 +179,7 @@ class ImageTokenizer(Tokenizer):
     @classmethod
     def load(cls, folder: str | Path) -> ImageTokenizer:
         data, tensors = read_codec(folder)
-        net = ImageCodec(ImageCodecConfig(**data["config"]))
+        net = ImageCodec(build(ImageCodecConfig, data["config"], f"codec {folder}"))
         load_weights(net, tensors, folder)
         return cls(net, data["fingerprint"])
 

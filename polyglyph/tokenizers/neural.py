@@ -76,6 +76,8 @@ def save_codec(
 def read_codec(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """codec.json and the stored tensors, checked against the fingerprint in the former."""
     data = read_codec_json(folder)
+    if not isinstance(data.get("config"), dict):
+        raise FormatError(f"codec {folder}: codec.json holds no config; get a fresh copy")
     tensors = load_tensors(Path(folder) / "weights.safetensors")
     found = fingerprint(tensors, data["config"])
     if found != data.get("fingerprint"):

@@ -18,7 +18,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from polyglyph.errors import InputError
+from polyglyph.config import build
+from polyglyph.errors import ConfigError, InputError
 from polyglyph.media import Video
 from polyglyph.tokenizers.base import CodeGrid, SpanSpec, Tokenizer, VideoMeta
 from polyglyph.tokenizers.blocks import (
@@ -63,6 +64,8 @@ class VideoCodecConfig(ImageCodecConfig):
 class VideoCodec(nn.Module):
     """Pixels (B, F, 3, H, W) in [-1, 1] ↔ codes (B, 1, F/t, H/s, W/s)."""
 
+    starts_from = "image"  # the modality of the codec that `init` names
+
     def __init__(self, config: VideoCodecConfig) -> None:
         super().__init__()
         self.config = config
@@ -82,7 +85,14 @@ class VideoCodec(nn.Module):
         self.quantizer = Quantizer(config.quantizer, width)
 
     def init_from(self, image: ImageCodec) -> None:
-        """Start trunk and projections of the quantizer from an image codec of the same shape."""
+        """Start the trunk from that of an image codec; ConfigError where their shapes differ."""
+        for name in ("base", "multipliers", "n_res_blocks", "attention", "patch"):
+            ours, theirs = getattr(self.config, name), getattr(image.config, name)
+            if ours != theirs:
+                raise ConfigError(
+                    f"codec.init: the image codec has {name} = {theirs}, this codec {ours}; "
+                    "its trunk fits only a codec of the same shape"
+                )
         self.encoder.load_state_dict(image.encoder.state_dict())
         self.decoder.load_state_dict(image.decoder.state_dict())
 
@@ -129,7 +139,7 @@ class VideoCodec(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        z = self.latents(pixels)
+        z = self.latents(pixels.to(self.last_layer.device))
         b, _, f, h, w = z.shape
         codes = self.quantizer.encode(z.flatten(2).transpose(1, 2))
         return codes.transpose(1, 2).reshape(b, -1, f, h, w)
@@ -137,6 +147,7 @@ class VideoCodec(nn.Module):
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         b, q, f, h, w = codes.shape
+        codes = codes.to(self.last_layer.device)
         z = self.quantizer.decode(codes.reshape(b, q, -1).transpose(1, 2))
         return self.frames(z.transpose(1, 2).reshape(b, -1, f, h, w)).clamp(-1, 1)
 
@@ -162,7 +173,7 @@ class VideoTokenizer(Tokenizer):
         video = media if isinstance(media, Video) else Video(media)
         n_frames, height, width, _ = video.frames.shape
         pixels = self.padded(video.frames)
-        codes = self.net.encode(pixels[None])[0].numpy()
+        codes = self.net.encode(pixels[None])[0].cpu().numpy()
         meta = VideoMeta(n_frames, height, width, float(video.fps))
         return CodeGrid(self.modality, codes.astype(np.int32), meta, self.fingerprint)
 
@@ -178,7 +189,7 @@ class VideoTokenizer(Tokenizer):
             for start in range(0, len(indices), n):
                 part = indices[start : start + n]
                 pixels = torch.stack([self.padded(videos[i].frames) for i in part])
-                for i, code in zip(part, self.net.encode(pixels).numpy(), strict=True):
+                for i, code in zip(part, self.net.encode(pixels).cpu().numpy(), strict=True):
                     meta = VideoMeta(n_frames, height, width, float(videos[i].fps))
                     codes = code.astype(np.int32)
                     grids[i] = CodeGrid(self.modality, codes, meta, self.fingerprint)
@@ -216,6 +227,6 @@ class VideoTokenizer(Tokenizer):
     @classmethod
     def load(cls, folder: str | Path) -> VideoTokenizer:
         data, tensors = read_codec(folder)
-        net = VideoCodec(VideoCodecConfig(**data["config"]))
+        net = VideoCodec(build(VideoCodecConfig, data["config"], f"codec {folder}"))
         load_weights(net, tensors, folder)
         return cls(net, data["fingerprint"])

@@ -25,6 +25,7 @@ from polyglyph.device import autocast, pick_device, pick_dtype
 from polyglyph.errors import ConfigError, PolyglyphError
 from polyglyph.lookup import find
 from polyglyph.tokenizers import TABLE, load_tokenizer
+from polyglyph.tokenizers.base import read_codec_json
 from polyglyph.tokenizers.neural import CodecStep
 from polyglyph.tokenizers.quantize import QuantizerConfig, codebook_use
 from polyglyph.train.adversarial import (
@@ -89,20 +90,24 @@ def make_net(config: CodecRun) -> tuple[nn.Module, type]:
     torch.manual_seed(config.run.seed)
     net = tokenizer_class.net_class(codec)
     if getattr(codec, "init", None):
-        net.init_from(_trained_trunk(codec.init))
+        net.init_from(_trained(codec.init, getattr(net, "starts_from", modality)))
     net.quantizer.attach_learner()
     return net, tokenizer_class
 
 
-def _trained_trunk(path: str) -> nn.Module:
-    """The net of the first codec in a checkpoint, run or codec folder that holds a 2-D trunk."""
-    folder = Path(path)
-    if not (folder / "codec.json").is_file():
+def _trained(path: str, modality: str) -> nn.Module:
+    """The net of the codec of `modality` in a checkpoint, run or codec folder."""
+    folders = [Path(path)]
+    if not (folders[0] / "codec.json").is_file():
         inside = sorted((find_checkpoint(path) / "tokenizers").glob("*/codec.json"))
-        if not inside:
-            raise ConfigError(f"codec.init: {path} holds no codec; name a codec's folder or run")
-        folder = inside[0].parent
-    return load_tokenizer(folder).net
+        folders = [file.parent for file in inside]
+    for folder in folders:
+        if read_codec_json(folder)["modality"] == modality:
+            tokenizer: Any = load_tokenizer(folder)
+            return tokenizer.net
+    raise ConfigError(
+        f"codec.init: {path} holds no {modality} codec; name such a codec's folder or run"
+    )
 
 
 class CodecTraining:
@@ -155,14 +160,11 @@ class CodecTraining:
         if self.judge is not None and self.step >= self.start:
             losses["adversarial"] = self._fool(out.reconstruction, total)
             total = total + losses["adversarial"]
-        if not math.isfinite(float(total.detach())):
-            raise PolyglyphError(
-                f"loss became {float(total.detach())} at step {self.step + 1}; the last "
-                "checkpoint is kept: lower optimizer.lr, or set run.dtype=fp32"
-            )
+        self._check_finite("loss", float(total.detach()))
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         norm = clip_gradients(self.net, self.config.optimizer.clip)
+        self._check_finite("gradient norm", norm)
         self.optimizer.step()
         if self.judge is not None and self.step >= self.start:
             losses["discriminator"] = self._train_judge(batch, out.reconstruction, rate)
@@ -175,6 +177,13 @@ class CodecTraining:
             "data_wait_s": waited,
             "losses": {name: float(value.detach()) for name, value in losses.items()},
         }
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise PolyglyphError(
+                f"{what} became {value} at step {self.step + 1}; the last checkpoint is kept: "
+                "lower optimizer.lr, or set run.dtype=fp32"
+            )
 
     def _fool(self, reconstruction: Tensor, total: Tensor) -> Tensor:
         assert self.judge is not None
@@ -240,7 +249,9 @@ class CodecTraining:
         span = tokenizer.span
         target = folder / "tokenizers" / span
         tokenizer.save(target, dtype=torch.bfloat16)
-        fingerprint = load_tokenizer(target).fingerprint
+        # Read, not loaded: building a net draws random numbers, and a resumed run, which did not
+        # write this checkpoint, would restart other codes.
+        fingerprint = read_codec_json(target)["fingerprint"]
         (folder / "config.toml").write_text(dump(self.config), "utf-8")
         write_manifest(
             folder,

@@ -17,7 +17,9 @@ _N_SHOWN = 8
 
 @torch.no_grad()
 def write_sample(stem: Path, tokenizer: Any, batch: Tensor) -> Path:
-    """Writes <stem>.png for pictures and clips, <stem>.wav for sound; returns its path."""
+    """Writes <stem>.png for pictures and clips, <stem>.wav for sound; returns its path.
+
+    A sample of a step that a resumed run does again is replaced."""
     shown = batch[:_N_SHOWN]
     net = tokenizer.net
     result = net.decode(net.encode(shown))
@@ -25,7 +27,7 @@ def write_sample(stem: Path, tokenizer: Any, batch: Tensor) -> Path:
         pairs = torch.cat([shown, result[..., : shown.shape[-1]]], dim=-1)
         samples = pairs.reshape(1, -1).cpu().numpy().astype(np.float32)
         path = stem.with_suffix(".wav")
-        Audio(np.clip(samples, -1, 1), tokenizer.config.sample_rate).save(path)
+        Audio(np.clip(samples, -1, 1), tokenizer.config.sample_rate).save(path, force=True)
         return path
     import PIL.Image
 

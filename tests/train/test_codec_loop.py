@@ -1,0 +1,345 @@
+"""The codec loop on nets of a few thousand weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from polyglyph.checkpoint import find_checkpoint, load_tensors, read_manifest
+from polyglyph.config import build
+from polyglyph.data.sources.shapes import to_media
+from polyglyph.errors import ConfigError, FormatError, InputError, PolyglyphError
+from polyglyph.tokenizers import load_tokenizer
+from polyglyph.train import codec_loop as module
+from polyglyph.train.codec_loop import CodecRun, CodecTraining, make_net, train_codec
+from polyglyph.train.runlog import Interrupted, RunFolder
+
+FIGURES = ("step", "loss", "lr", "grad_norm", "losses", "codebooks", "monitors")
+TRUNK = {"base": 8, "multipliers": [1, 2], "attention": False, "patch": 4}
+CODECS: dict[str, dict[str, Any]] = {
+    "image": {"codec": TRUNK},
+    "video": {"codec": {**TRUNK, "frames_in_loss": 2}},
+    "audio": {
+        "codec": {
+            "strides": [8, 8, 10],
+            "widths": [8, 8, 8],
+            "encoder_units": [0, 0, 0],
+            "decoder_units": [0, 0, 0],
+            "d_latent": 8,
+            "taps": 1,
+        },
+        "quantizer": {"kind": "rvq", "n_codebooks": 2},
+        "loss": {"windows": [256]},
+        "data": {"batch_size": 3},
+    },
+}
+
+
+def run_of(modality: str = "image", **sections: dict[str, Any]) -> CodecRun:
+    data: dict[str, dict[str, Any]] = {
+        "run": {
+            "kind": "codec",
+            "name": f"little-{modality}",
+            "steps": 4,
+            "log_every": 1,
+            "dtype": "fp32",
+            "threads": 1,
+        },
+        "codec": {"modality": modality},
+        "quantizer": {"codebook_size": 16, "d_code": 4, "threshold_ema_dead_code": 2.0},
+        "data": {"batch_size": 2},
+        "optimizer": {"lr": 3e-3},
+        "schedule": {"warmup": 2},
+        "checkpoint": {"every": 2},
+        "eval": {"every": 3, "n": 2},
+    }
+    for changes in (CODECS[modality], sections):
+        for name, values in changes.items():
+            data[name] = {**data.get(name, {}), **values}
+    return build(CodecRun, data, "the test")
+
+
+def figures(out: Path) -> list[dict[str, Any]]:
+    return [{key: line[key] for key in FIGURES} for line in RunFolder(out).lines()]
+
+
+def at_step(step: int, do: Any) -> Any:
+    return lambda line: do() if line["step"] == step else None
+
+
+def die() -> None:
+    raise RuntimeError("killed")
+
+
+def ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+ADVERSARIAL = {"loss": {"adversarial": 0.5, "discriminator_start": 1}}
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("image", {}),
+    ("image", {"run": {"dtype": "bf16"}, **ADVERSARIAL}),
+    ("video", {}),
+    ("audio", {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("modality", "sections"), VARIANTS, ids=["image", "judged", "video", "audio"]
+)
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
+    modality: str, sections: dict[str, Any], tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    config = run_of(modality, **sections)
+    train_codec(config, whole)
+    with pytest.raises(RuntimeError, match="killed"):
+        train_codec(config, cut, on_log=at_step(3, die))
+    assert [line["step"] for line in RunFolder(cut).lines()] == [1, 2, 3]
+    train_codec(config, cut, resume=True)
+    assert figures(cut) == figures(whole) and len(figures(cut)) == 4
+    one, other = (RunFolder(path).load_state()[0] for path in (whole, cut))
+    assert any("learner" in key for key in one), "the EMA statistics are part of the state"
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+def test_dead_codes_are_restarted_from_the_random_state_that_is_saved() -> None:
+    """What the test above rests on: steps do draw random numbers."""
+    training = CodecTraining(run_of())
+    training.advance()
+    before = training.state()[0]["rng"]
+    training.advance()
+    assert not torch.equal(before, training.state()[0]["rng"])
+
+
+def test_saving_and_checking_draw_no_random_numbers(tmp_path: Path) -> None:
+    training = CodecTraining(run_of())
+    training.advance()
+    run = RunFolder.create(tmp_path / "r", "", {})
+    before = torch.get_rng_state()
+    training.write_model(tmp_path / "model")
+    module._monitor(training, run)
+    assert torch.equal(torch.get_rng_state(), before) and training.net.training
+
+
+def test_a_log_line_holds_what_the_design_says(tmp_path: Path) -> None:
+    said: list[dict[str, Any]] = []
+    line = train_codec(run_of(**ADVERSARIAL), tmp_path / "r", on_log=said.append)
+    lines = RunFolder(tmp_path / "r").lines()
+    assert lines == said and lines[-1] == line
+    assert set(line) == {
+        "step", "time_s", "loss", "lr", "grad_norm", "data_wait_s", "media_per_s", "peak_bytes",
+        "losses", "codebooks", "monitors",
+    }  # fmt: skip
+    assert set(line["codebooks"][0]) == {"usage", "perplexity", "dead"}
+    terms = {"l1", "l2", "structure", "quantizer", "adversarial"}
+    assert set(line["losses"]) == terms | {"discriminator"}
+    total = sum(value for name, value in line["losses"].items() if name in terms)
+    assert line["loss"] == pytest.approx(total, rel=1e-5)
+    assert [bool(entry["monitors"]) for entry in lines] == [False, False, True, True]
+    assert set(line["monitors"]) == {"scenes_right", "n_scenes"}
+    assert sorted(p.name for p in (tmp_path / "r" / "samples").iterdir()) == [
+        "step-00000003.png",
+        "step-00000004.png",
+    ]
+
+
+def test_what_is_logged_less_often_is_counted_over_all_steps_between(tmp_path: Path) -> None:
+    config = run_of(run={"log_every": 3}, eval={"every": 100})
+    train_codec(config, tmp_path / "r")
+    assert [line["step"] for line in RunFolder(tmp_path / "r").lines()] == [3, 4]
+
+
+def test_the_checkpoint_is_a_codec_without_what_trained_it(tmp_path: Path) -> None:
+    train_codec(run_of(**ADVERSARIAL), tmp_path / "r")
+    folder = find_checkpoint(tmp_path / "r")
+    manifest = read_manifest(folder, "codec")
+    entry = manifest["tokenizers"]["image"]
+    tokenizer: Any = load_tokenizer(folder / entry["path"])
+    assert tokenizer.fingerprint == entry["fingerprint"]
+    tensors = load_tensors(folder / entry["path"] / "weights.safetensors")
+    assert {v.dtype for v in tensors.values()} == {torch.bfloat16}
+    assert not [key for key in tensors if "learner" in key or "judge" in key]
+    state, numbers, _ = RunFolder(tmp_path / "r").load_state()
+    assert numbers["step"] == 4 and any(key.startswith("judge.") for key in state)
+    for name, value in tokenizer.net.state_dict().items():
+        if "codebook" not in name:
+            assert torch.equal(value, state[f"net.{name}"].bfloat16().float())
+    learned = state["net.quantizer.learner._codebook.embed"]
+    torch.testing.assert_close(tokenizer.net.quantizer.codebook, learned, atol=4e-3, rtol=0)
+    picture = to_media(("image", np.full((61, 35, 3), 90, np.uint8)))
+    assert tokenizer.decode(tokenizer.encode(picture)).pil.size == (35, 61)
+    weights = folder / entry["path"] / "weights.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-5] ^= 1
+    weights.write_bytes(damaged)
+    with pytest.raises(FormatError, match="doesn't match its sha256"):
+        read_manifest(folder, "codec")
+
+
+def test_the_discriminator_joins_at_its_step_and_learns(tmp_path: Path) -> None:
+    training = CodecTraining(run_of(**ADVERSARIAL))
+    assert training.judge is not None
+    before = [p.clone() for p in training.judge.parameters()]
+    assert "discriminator" not in training.advance()["losses"]
+    assert all(map(torch.equal, before, training.judge.parameters()))
+    losses = training.advance()["losses"]
+    assert losses["discriminator"] > 0 and losses["adversarial"] != 0
+    assert not any(map(torch.equal, before, training.judge.parameters()))
+    assert CodecTraining(run_of()).judge is None
+
+
+def test_row_38_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = CodecTraining.tensor_batch
+    monkeypatch.setattr(
+        CodecTraining,
+        "tensor_batch",
+        lambda self, step: real(self, step) * (math.nan if step == 3 else 1),
+    )
+    with pytest.raises(PolyglyphError, match=r"loss became nan at step 4; the last checkpoint is"):
+        train_codec(run_of(), tmp_path / "r")
+    run = RunFolder(tmp_path / "r")
+    folder = run.latest()
+    assert folder is not None and folder.name == "step-00000002"
+    assert all(torch.isfinite(v.float()).all() for v in run.load_state()[0].values())
+    assert not (tmp_path / "r" / "lock.json").exists()
+
+
+def test_row_38_a_gradient_that_is_not_finite_changes_no_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training = CodecTraining(run_of())
+    training.advance()
+    before = {k: v.clone() for k, v in training.net.named_parameters()}
+    training.net.decoder.conv_out.weight.register_hook(lambda grad: grad * math.inf)
+    with pytest.raises(PolyglyphError, match="gradient norm became (inf|nan) at step 2"):
+        training.advance()
+    assert all(torch.equal(v, before[k]) for k, v in training.net.named_parameters())
+
+
+def test_collapse_is_called_after_200_steps_of_low_use() -> None:
+    training = CodecTraining(run_of())
+    good = {"usage": 0.5, "perplexity": 6.0, "dead": 0.5}
+    for bad in ({**good, "usage": 0.09}, {**good, "perplexity": 3.9}):
+        training.low_use = 0
+        training.check_collapse([good, bad], 150)
+        training.check_collapse([good, good], 10)  # one good window starts the count again
+        training.check_collapse([good, bad], 199)
+        with pytest.raises(PolyglyphError, match="codebook collapse: .* for 200 steps"):
+            training.check_collapse([bad, good], 1)
+
+
+def test_collapse_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "COLLAPSE_STEPS", 3)
+    one = [module.codebook_use(torch.zeros(9, 1, dtype=torch.int64), 16)[0]]
+    monkeypatch.setattr(module, "codebook_use", lambda codes, size: one)
+    with pytest.raises(PolyglyphError, match="codebook collapse"):
+        train_codec(run_of(), tmp_path / "r")
+    run = RunFolder(tmp_path / "r")
+    assert [line["step"] for line in run.lines()] == [1, 2, 3]
+    assert run.latest() is not None, "the checkpoint of step 2 stays"
+
+
+def test_the_count_of_low_use_survives_a_resume(tmp_path: Path) -> None:
+    training = CodecTraining(run_of())
+    training.advance()
+    training.low_use = 123
+    tensors, numbers = training.state()
+    other = CodecTraining(run_of())
+    other.load_state(tensors, {**numbers, "step": 1})
+    assert (other.low_use, other.step) == (123, 1)
+
+
+def test_row_37_ctrl_c_saves_and_exits_with_130(tmp_path: Path) -> None:
+    config = run_of(checkpoint={"every": 100})
+    with pytest.raises(Interrupted, match="stopped by SIGINT after step 1; continue") as caught:
+        train_codec(config, tmp_path / "r", on_log=at_step(1, ctrl_c))
+    assert caught.value.exit_status == 130
+    folder = RunFolder(tmp_path / "r").latest()
+    assert folder is not None and folder.name == "step-00000001"
+    assert not (tmp_path / "r" / "lock.json").exists()
+    assert train_codec(config, tmp_path / "r", resume=True)["step"] == 4
+
+
+def test_a_signal_at_the_last_step_lets_the_run_end(tmp_path: Path) -> None:
+    assert train_codec(run_of(), tmp_path / "r", on_log=at_step(4, ctrl_c))["step"] == 4
+
+
+def test_a_finished_run_resumed_is_still_finished(tmp_path: Path) -> None:
+    line = train_codec(run_of(), tmp_path / "r")
+    assert train_codec(run_of(), tmp_path / "r", resume=True) == line
+    with pytest.raises(InputError, match=r"already exists .* --resume"):
+        train_codec(run_of(), tmp_path / "r")
+    with pytest.raises(InputError, match="holds no run to resume"):
+        train_codec(run_of(), tmp_path / "other", resume=True)
+
+
+def test_a_video_codec_starts_from_the_trunk_of_an_image_run(tmp_path: Path) -> None:
+    config = run_of(run={"steps": 1})
+    train_codec(config, tmp_path / "image")
+    trained: Any = load_tokenizer(find_checkpoint(tmp_path / "image") / "tokenizers" / "image")
+    for path in ("image", "image/checkpoints/step-00000001/model/tokenizers/image"):
+        net: Any = make_net(run_of("video", codec={"init": str(tmp_path / path)}))[0]
+        for part in ("encoder", "decoder"):
+            ours, theirs = getattr(net, part).state_dict(), getattr(trained.net, part).state_dict()
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    with pytest.raises(ConfigError, match=r"image codec has base = 8, this codec 12"):
+        make_net(run_of("video", codec={"init": str(tmp_path / "image"), "base": 12}))
+    with pytest.raises(ConfigError, match="holds no audio codec"):
+        make_net(run_of("audio", codec={"init": str(tmp_path / "image")}))
+    with pytest.raises(InputError, match="no such folder"):
+        make_net(run_of("video", codec={"init": str(tmp_path / "nowhere")}))
+
+
+@pytest.mark.parametrize(
+    ("codec", "message"),
+    [
+        ({"modality": "imgae"}, "unknown modality 'imgae'; did you mean 'image'"),
+        ({"modality": "text"}, "text has no codec that trains on media"),
+        ({"modality": 3}, "codec.modality is missing"),
+        ({"bsae": 8}, r"\[codec\].*unknown key 'bsae'; did you mean 'base'"),
+        ({"multipliers": []}, r"\[codec\].*multipliers"),
+    ],
+)
+def test_wrong_sections_are_refused_before_anything_is_written(
+    codec: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train_codec(run_of(codec=codec), tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_run_folder_says_what_it_is(tmp_path: Path) -> None:
+    train_codec(run_of(run={"steps": 1}), tmp_path / "r")
+    said = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert said == {"format": 1, "kind": "codec", "name": "little-image"}
+
+
+def test_two_pictures_are_learned_to_20_db() -> None:
+    training = CodecTraining(
+        run_of(
+            run={"steps": 90},
+            codec={"base": 16, "patch": 2},
+            quantizer={"codebook_size": 64, "d_code": 8, "threshold_ema_dead_code": 0.5},
+            optimizer={"lr": 4e-3},
+            schedule={"warmup": 10},
+        )
+    )
+    batch = training.tensor_batch(0)
+    training.tensor_batch = lambda step: batch  # type: ignore[method-assign]
+    for _ in range(90):
+        training.advance()
+    net = training.tokenizer().net
+    error = (net.decode(net.encode(batch)) - batch).square().mean()  # of a range of 2
+    assert 10 * math.log10(4 / float(error)) >= 20

@@ -207,8 +207,9 @@ class VideoTokenizer(Tokenizer):
         meta = grid.meta
         assert isinstance(meta, VideoMeta)
         full = self.default_meta(grid.shape)
-        fits = meta.n_frames <= full.n_frames and meta.height <= full.height
-        if not (fits and meta.width <= full.width and min(meta.n_frames, meta.height) > 0):
+        sizes = (meta.n_frames, meta.height, meta.width)
+        limits = (full.n_frames, full.height, full.width)
+        if not all(0 < size <= limit for size, limit in zip(sizes, limits, strict=True)):
             raise InputError(f"video codes of {full} can't be cropped to their meta {meta}")
         pixels = self.net.decode(torch.from_numpy(grid.codes.astype(np.int64))[None])[0]
         frames = to_uint8(pixels[: meta.n_frames, :, : meta.height, : meta.width])

@@ -223,7 +223,7 @@ def test_row_38_a_gradient_that_is_not_finite_changes_no_weight(
     training.advance()
     before = {k: v.clone() for k, v in training.net.named_parameters()}
     training.net.decoder.conv_out.weight.register_hook(lambda grad: grad * math.inf)
-    with pytest.raises(PolyglyphError, match="gradient norm became (inf|nan) at step 2"):
+    with pytest.raises(PolyglyphError, match=r"gradient norm became (inf|nan) at step 2"):
         training.advance()
     assert all(torch.equal(v, before[k]) for k, v in training.net.named_parameters())
 
@@ -236,7 +236,7 @@ def test_collapse_is_called_after_200_steps_of_low_use() -> None:
         training.check_collapse([good, bad], 150)
         training.check_collapse([good, good], 10)  # one good window starts the count again
         training.check_collapse([good, bad], 199)
-        with pytest.raises(PolyglyphError, match="codebook collapse: .* for 200 steps"):
+        with pytest.raises(PolyglyphError, match=r"codebook collapse: .* for 200 steps"):
             training.check_collapse([bad, good], 1)
 
 
@@ -329,16 +329,17 @@ def test_the_run_folder_says_what_it_is(tmp_path: Path) -> None:
 def test_two_pictures_are_learned_to_20_db() -> None:
     training = CodecTraining(
         run_of(
-            run={"steps": 90},
-            codec={"base": 16, "patch": 2},
+            run={"steps": 100},
+            codec={"base": 16},
             quantizer={"codebook_size": 64, "d_code": 8, "threshold_ema_dead_code": 0.5},
-            optimizer={"lr": 4e-3},
+            loss={"structure": 0.0},
+            optimizer={"lr": 5e-3},
             schedule={"warmup": 10},
         )
     )
     batch = training.tensor_batch(0)
     training.tensor_batch = lambda step: batch  # type: ignore[method-assign]
-    for _ in range(90):
+    for _ in range(100):
         training.advance()
     net = training.tokenizer().net
     error = (net.decode(net.encode(batch)) - batch).square().mean()  # of a range of 2

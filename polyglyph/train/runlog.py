@@ -26,7 +26,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from polyglyph.checkpoint import atomic_file, atomic_folder, load_tensors, save_tensors
+from polyglyph.checkpoint import (
+    atomic_file,
+    atomic_folder,
+    load_tensors,
+    output_error,
+    save_tensors,
+)
 from polyglyph.config import Config
 from polyglyph.errors import FormatError, InputError, PolyglyphError
 
@@ -87,14 +93,16 @@ class RunFolder:
     def create(cls, path: str | Path, config_toml: str, describe: Mapping[str, Any]) -> RunFolder:
         """A new run; refuses a folder that already holds one."""
         run = cls(path)
-        if run.path.exists() and any(run.path.iterdir()):
-            raise InputError(
-                f"{path} already exists and is not empty; continue it with --resume, "
-                "or choose another -o"
-            )
-        run.path.mkdir(parents=True, exist_ok=True)
-        run.samples.mkdir(exist_ok=True)
-        (run.path / "checkpoints").mkdir(exist_ok=True)
+        try:
+            if run.path.exists() and any(run.path.iterdir()):
+                raise InputError(
+                    f"{path} already exists and is not empty; continue it with --resume, "
+                    "or choose another -o"
+                )
+            run.samples.mkdir(parents=True, exist_ok=True)
+            (run.path / "checkpoints").mkdir(exist_ok=True)
+        except OSError as error:
+            raise output_error(path, error) from error
         with atomic_file(run.path / "config.toml", force=True) as tmp:
             tmp.write_text(config_toml, "utf-8")
         with atomic_file(run.path / "run.json", force=True) as tmp:
@@ -118,17 +126,20 @@ class RunFolder:
                 json.dump(mine, file)
         except FileExistsError:
             self._refuse_or_take(lock, mine)
+        # What a killed process was writing: nobody else writes here while we hold the lock.
+        for left in [*self.path.glob(".tmp-*"), *self.path.glob("checkpoints/.tmp-*")]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         return self
 
     def _refuse_or_take(self, lock: Path, mine: dict[str, Any]) -> None:
         try:
             theirs = json.loads(lock.read_text("utf-8"))
-        except ValueError:
-            theirs = {}
-        alive = theirs.get("host") != mine["host"] or _is_alive(int(theirs.get("pid", 0)))
-        if alive and theirs:
+            here, pid = theirs["host"] == mine["host"], int(theirs["pid"])
+        except (ValueError, TypeError, KeyError):  # cut off while it was written
+            here, pid = True, 0
+        if not here or _is_alive(pid):
             raise InputError(
-                f"{self.path} is in use by process {theirs.get('pid')} on {theirs.get('host')}; "
+                f"{self.path} is in use by process {pid} on {theirs['host']}; "
                 "wait for it, or delete lock.json if that process is gone"
             )
         lock.write_text(json.dumps(mine), "utf-8")  # left by a process that was killed

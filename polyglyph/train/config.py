@@ -54,7 +54,7 @@ def config_names() -> list[str]:
 def find_config(name_or_path: str) -> Path:
     """A shipped config's name, or the path of a TOML file."""
     path = Path(name_or_path)
-    if path.suffix == ".toml" or path.exists():
+    if path.suffix == ".toml" or path.is_file():
         return path
     shipped = SHIPPED / f"{name_or_path}.toml"
     if shipped.is_file():
@@ -68,7 +68,7 @@ def load_run(name_or_path: str, sets: list[str] | None = None) -> Any:
     data = apply_sets(read_toml(path), sets or [])
     section = data.get("run")
     kind = section.get("kind") if isinstance(section, dict) else None
-    if kind not in RUNS:
+    if not isinstance(kind, str) or kind not in RUNS:
         raise ConfigError(f"config '{path}': run.kind must be one of {sorted(RUNS)}, got {kind!r}")
     source = f"config '{path}'" + (f" with --set {' '.join(sets)}" if sets else "")
     return build(resolve(RUNS[kind]), data, source)

@@ -54,12 +54,13 @@ def train_text(
     started = time.time()
     if resume:
         run = RunFolder.open(out)
-        if run.lines():
-            return run.lines()[-1]
     else:
         describe = {"kind": config.run.kind, "name": config.run.name}
         run = RunFolder.create(out, dump(config), describe)
     with run:
+        if resume and run.lines() and run.latest() is not None:
+            return run.lines()[-1]
+        run.cut_log(0)  # the line of a run that was killed before its checkpoint
         texts = gather(config)
         tokenizer = TextTokenizer.train(texts, config.codec.vocabulary_size, config.codec.span)
         n_ids = sum(tokenizer.encode(text).n_tokens for text in texts[:2000])

@@ -1,4 +1,4 @@
-"""Brings media given as prompts to the size that a model was trained on.
+"""Brings media given as prompts, and media of a corpus, to the size that a model works at.
 
 A model knows the sizes of its training data only; a photograph of 12 million pixels would fill its
 context many times over. `encode` and `tokenize` take any size and never come here. Knows media and
@@ -8,13 +8,14 @@ numbers, no codes and no ids.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from polyglyph.config import Config
-from polyglyph.media import Audio, Image, Video, modality_of
+from polyglyph.media import Audio, Image, Video, load, modality_of
 
 
 class PromptSize(Config):
@@ -90,3 +91,43 @@ _FITTERS: dict[str, Callable[[Any, PromptSize], Any]] = {
     "video": _fit_video,
     "audio": _fit_audio,
 }
+
+
+class FittedSource:
+    """A source of documents whose media are brought to a size as they are read, so that a model
+    trains on what its prompts will be. Attributes are the source's, and the size."""
+
+    def __init__(self, source: Any, size: PromptSize) -> None:
+        vars(self).update({k: v for k, v in vars(source).items() if not k.startswith("_")})
+        self.name: str = source.name
+        self.length: int | None = source.length
+        self.prompt_size = size.model_dump(mode="json")
+        self._source, self._size = source, size
+        self._n_fitted = 0
+
+    @property
+    def n_fitted(self) -> int:
+        """Media that had another size, of the items read so far."""
+        return self._n_fitted
+
+    def where(self, index: int) -> str:
+        """Names an item in a message."""
+        return self._source.where(index)
+
+    def get(self, index: int) -> list[Any]:
+        """The item's documents; a medium that several of them hold is still one object."""
+        documents = self._source.get(index)
+        done: dict[int, Any] = {}
+        for segment in (s for document in documents for s in document if s.codes is None):
+            given = segment.content
+            if id(given) not in done:
+                is_file = isinstance(given, Path)
+                medium = load(given, modality=segment.modality) if is_file else given
+                done[id(given)] = fitted = fit(medium, self._size)
+                self._n_fitted += _n_notes(fitted) > _n_notes(medium)
+            segment.content = done[id(given)]
+        return documents
+
+
+def _n_notes(medium: Any) -> int:
+    return len(getattr(medium, "notes", ()))

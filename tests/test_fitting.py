@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import PIL.Image
 import pytest
 
-from polyglyph.fitting import PromptSize, fit
+from polyglyph.data.prepare import describe
+from polyglyph.fitting import FittedSource, PromptSize, fit
 from polyglyph.media import Action, Audio, Image, Region, Video
+from polyglyph.sequence.document import Document, Segment
 
 SIZE = PromptSize(image=(9, 14), video=(4, 6, 8), audio_s=0.5)
 
@@ -63,3 +67,35 @@ def test_a_sound_is_cut_or_followed_by_silence(n: int) -> None:
     assert found.samples.shape == (2, 500) and found.source_rate == 44_100
     assert np.array_equal(found.samples[:, :kept], samples[:, :kept])
     assert not found.samples[:, kept:].any() and found.notes
+
+
+class Album:
+    """Two documents an item, of one medium."""
+
+    def __init__(self, media: list) -> None:
+        self.name, self.length, self.colour, self._media = "album", len(media), "blue", media
+
+    def where(self, index: int) -> str:
+        return f"page {index}"
+
+    def get(self, index: int) -> list[Document]:
+        medium = self._media[index]
+        pair = [Segment("text", "words"), Segment("image", medium)]
+        return [Document(pair), Document(pair[::-1])]
+
+
+def test_a_source_gives_its_media_at_the_size_and_the_rest_as_it_is(tmp_path: Path) -> None:
+    small, large = image(9, 14), image(30, 20)
+    large.save(tmp_path / "large.png")
+    source = FittedSource(Album([small, large, tmp_path / "large.png"]), SIZE)
+    assert source.get(0)[0][1].content is small and source.n_fitted == 0
+    one, other = source.get(1)
+    assert one[1].content is other[0].content == fit(large, SIZE) and one[0].content == "words"
+    assert source.get(2)[0][1].content == fit(large, SIZE) and source.n_fitted == 2
+    assert source.where(1) == "page 1"
+
+
+def test_another_size_makes_another_source() -> None:
+    said = [describe(FittedSource(Album([]), size)) for size in (SIZE, PromptSize())]
+    assert said[0] != said[1] and all(d["name"] == "album" and d["length"] == 0 for d in said)
+    assert all(d["colour"] == "blue" for d in said)

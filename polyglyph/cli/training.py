@@ -39,7 +39,9 @@ def prepare(
     ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option("--checkpoint", "-c", help="Take codecs and vocabulary of this checkpoint."),
+        typer.Option(
+            "--checkpoint", "-c", help="Take codecs and vocabulary of this one; default: tiny."
+        ),
     ] = None,
     config: Annotated[
         str | None, typer.Option("--config", help="Take those of a model run's [sequence].")
@@ -60,15 +62,16 @@ def prepare(
 ) -> None:
     """A corpus to shards of ids; run again, it makes what is missing.
 
-    The folder keeps the codecs and the vocabulary under codecs/.
+    The folder keeps the codecs and the vocabulary under codecs/. Media of files are brought to the
+    [sequence.prompt_size] of the checkpoint or run, as prompts are.
     """
     with command("prepare", as_json, debug) as outcome:
-        from polyglyph.config import apply_sets
         from polyglyph.data.prepare import prepare as make_shards
-        from polyglyph.data.sources import open_source
 
-        documents = open_source(source, seed=seed, **apply_sets({}, options or []))
-        parts = _sequence(codec, checkpoint, config, sets or [])
+        documents = _open(source, seed, options or [])
+        parts, size = _sequence(codec, checkpoint, config, sets or [])
+        if os.path.exists(source):  # the built-in world has its own sizes
+            documents = _fitted(documents, size)
         assert parts.grammar is not None
         with progress("preparing") as tell:
             made = make_shards(
@@ -81,6 +84,8 @@ def prepare(
                 progress=lambda done, of: tell(done, of, "preparing"),
             )
         _keep_codecs(Path(output) / CODECS, parts)
+        if getattr(documents, "n_fitted", 0):
+            outcome.note(f"note: {documents.n_fitted} media were brought to the size of prompts")
         for error in made.errors:
             outcome.errors.append(error)
             outcome.note(f"error: {error['message']}")
@@ -93,28 +98,48 @@ def prepare(
         )
 
 
+def _open(source: str, seed: int, options: list[str]) -> Any:
+    from polyglyph.config import apply_sets
+    from polyglyph.data.sources import open_source
+
+    return open_source(source, seed=seed, **apply_sets({}, options))
+
+
+def _fitted(documents: Any, size: Any) -> Any:
+    """The source with its media at `size`; itself where no size is named."""
+    from polyglyph.fitting import FittedSource
+
+    return FittedSource(documents, size) if size.model_dump(exclude_none=True) else documents
+
+
 def _sequence(
     codecs: list[str] | None, checkpoint: str | None, config: str | None, sets: list[str]
-) -> Any:
-    """Codecs, vocabulary and grammar, from the one place that was named."""
+) -> tuple[Any, Any]:
+    """(codecs, vocabulary and grammar, size of prompts), from the one place that was named."""
     from polyglyph.errors import InputError
 
-    if sum(map(bool, (codecs, checkpoint, config))) != 1:
-        raise InputError("name the codecs: --codec A --codec B, --checkpoint C or --config RUN")
+    if sum(map(bool, (codecs, checkpoint, config))) > 1:
+        raise InputError("name the codecs once: --codec A --codec B, --checkpoint C or --config RUN")
+    from polyglyph.config import build
+    from polyglyph.fitting import PromptSize
+
     if codecs:
         from polyglyph.pipeline import build_tokens
 
-        return build_tokens(codecs)
+        return build_tokens(codecs), PromptSize()
     from polyglyph.train.model_loop import SequenceConfig, load_sequence
 
-    if checkpoint:
-        return load_sequence(SequenceConfig(checkpoint=checkpoint))
+    if config is None:
+        name = checkpoint or "tiny"
+        parts = load_sequence(SequenceConfig(checkpoint=name))
+        stored = parts.manifest["config"].get("sequence", {}).get("prompt_size") or {}
+        return parts, build(PromptSize, stored, f"checkpoint {name!r}, [sequence.prompt_size]")
     from polyglyph.train.config import load_run
 
-    run = load_run(str(config), sets)
+    run = load_run(config, sets)
     if not hasattr(run, "sequence"):
         raise InputError(f"config {config!r} is of a {run.run.kind} run, which has no [sequence]")
-    return load_sequence(run.sequence)
+    return load_sequence(run.sequence), run.sequence.prompt_size
 
 
 def _keep_codecs(folder: Path, parts: Any) -> None:

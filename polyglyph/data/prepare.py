@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +104,7 @@ def prepare(
         "modalities": modalities,
         "items_per_shard": items_per_shard,
     }
+    is_new = not (out / MANIFEST).is_file()
     _open_folder(out, settings, grammar)
     result = Prepared(out)
     names = []
@@ -122,10 +124,12 @@ def prepare(
         result.errors += info["errors"]
         names.append(name)
     result.n_shards = len(names)
-    _write_errors(out, result.errors)
     if not result.n_documents:
         why = result.errors[0]["message"] if result.errors else "its items hold no documents"
+        if is_new:
+            shutil.rmtree(out)
         raise InputError(f"not one document could be made of source {source.name}: {why}")
+    _write_errors(out, result.errors)
     write_json(out / MANIFEST, {"format": FORMAT, **_manifest(settings, grammar), "shards": names,
                                 "n": n, "done": True})  # fmt: skip
     result.seconds = time.perf_counter() - started

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_checkpoints import picture
 
 from polyglyph.cli import training
 from polyglyph.config import read_toml
+from polyglyph.media import Image
 
 CODECS = ("text", "image", "video", "audio")
 MODEL = """
@@ -73,7 +75,7 @@ def test_shards_keep_their_codecs_and_are_made_once(shards: Path, run: Any, made
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["shapes", "-o", "out", "-n", "3"], "name the codecs"),
+        (["shapes", "-o", "out", "-n", "3", "-c", "MODEL", "--config", "tiny"], "name the codecs"),
         (["shapes", "-o", "out", "-n", "3", "--codec", "gone"], "unknown checkpoint 'gone'"),
         (["shapes", "-o", "out", "-n", "3", "--codec", "a", "-c", "b"], "name the codecs"),
         (["shpes", "-o", "out", "-n", "3", "-c", "MODEL"], "did you mean 'shapes'"),
@@ -90,6 +92,34 @@ def test_a_wrong_call_of_prepare_is_one_line(
     done = run("prepare", *filled, checkpoint=False)
     assert done.status == 2 and done.err.count("\n") == 1 and said in done.err
     assert set(os.listdir()) == before
+
+
+def test_a_folder_of_any_sizes_is_prepared_for_the_built_in_checkpoint(
+    here: Path, run: Any, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.makedirs("packaged")
+    os.symlink(made / "model", "packaged/tiny")
+    monkeypatch.setattr("polyglyph.checkpoint.PACKAGED", here / "packaged")
+    os.makedirs("album")
+    Image(picture(300, 410)).save("album/wall.png")  # 38 x 52 codes, for 24 sizes
+    Path("album/wall.txt").write_text("a wall")
+    done = run("prepare", "album", "-o", "out", "--json", checkpoint=False)
+    assert done.status == 0 and done.json["results"][0]["n_documents"] == 2
+    assert "note: 1 media were brought to the size of prompts" in done.err
+    rows = run("inspect", "out", "--document", "0", "--json").json["results"]
+    # prompt_size 16 x 24 at stride 8
+    assert [r["name"] for r in rows if r["slot"] == "size"] == ["size 2", "size 3"]
+    again = run("prepare", "album", "-o", "out", "--json", checkpoint=False)
+    assert again.json["results"][0]["n_made"] == 0
+
+
+def test_a_folder_of_which_nothing_can_be_used_leaves_nothing(
+    here: Path, run: Any, made: Path
+) -> None:
+    os.makedirs("album")
+    Path("album/wall.png").write_bytes(b"no picture")
+    done = run("prepare", "album", "-o", "out", "-c", str(made / "model"), checkpoint=False)
+    assert done.status == 2 and "not one document" in done.err and not os.path.exists("out")
 
 
 def test_a_run_is_trained_resumed_and_used(shards: Path, run: Any) -> None:

@@ -15,15 +15,15 @@ from pydantic import Field
 
 from polyglyph.checkpoint import write_manifest
 from polyglyph.config import Config, dump
-from polyglyph.data.sources import TABLE
-from polyglyph.lookup import find
+from polyglyph.data.sources import open_source
 from polyglyph.tokenizers.text import TextConfig, TextTokenizer
 from polyglyph.train.config import RunSection
 from polyglyph.train.runlog import RunFolder, peak_bytes
 
 
 class TextDataConfig(Config):
-    """`[data]` of a text run: the texts of the first n_documents items of a source."""
+    """`[data]` of a text run: the texts of the first n_documents items of a source, which is a
+    name, a folder of media with captions, or a .jsonl file."""
 
     source: str = "shapes"
     n_documents: int = Field(20_000, ge=1)
@@ -39,8 +39,9 @@ class TextRun(Config):
 
 def gather(config: TextRun) -> list[str]:
     """The texts of the source, in the order of its items."""
-    source = find(TABLE, config.data.source, "source")(seed=config.run.seed)
-    return [text for i in range(config.data.n_documents) for text in source.captions(i)]
+    source, n = open_source(config.data.source, seed=config.run.seed), config.data.n_documents
+    n = n if source.length is None else min(n, source.length)
+    return [text for i in range(n) for text in source.captions(i)]
 
 
 def train_text(
@@ -52,6 +53,7 @@ def train_text(
 ) -> dict[str, Any]:
     """Writes the run folder `out` with one checkpoint; returns its log line."""
     started = time.time()
+    open_source(config.data.source, seed=config.run.seed)  # a wrong name leaves no run behind
     if resume:
         run = RunFolder.open(out)
     else:

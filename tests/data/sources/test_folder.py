@@ -114,6 +114,8 @@ def test_no_media_and_no_folder_say_what_is_expected(tmp_path):
         Source(tmp_path / "nowhere")
     with pytest.raises(InputError, match="unknown source 'shape'; did you mean 'shapes'"):
         open_source("shape")
+    with pytest.raises(InputError, match="source folder is read from a path"):
+        open_source("folder")
 
 
 def test_an_option_the_source_does_not_know_is_refused_with_the_nearest(tmp_path):

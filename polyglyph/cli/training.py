@@ -119,7 +119,9 @@ def _sequence(
     from polyglyph.errors import InputError
 
     if sum(map(bool, (codecs, checkpoint, config))) > 1:
-        raise InputError("name the codecs once: --codec A --codec B, --checkpoint C or --config RUN")
+        raise InputError(
+            "name the codecs once: --codec A --codec B, or --checkpoint C, or --config RUN"
+        )
     from polyglyph.config import build
     from polyglyph.fitting import PromptSize
 
@@ -188,15 +190,11 @@ def train(
             _check_same(run, folder)
 
         from polyglyph.lookup import find
+        from polyglyph.train.progress import Progress
 
         loop = find(LOOPS, run.run.kind, "kind of run")
-        with progress("training") as tell:
-            tell(0, run.run.steps, "starting")
-
-            def on_log(line: dict[str, Any]) -> None:
-                tell(line["step"], run.run.steps, _describe(line))
-
-            line = loop(run, folder, resume=resume, on_log=on_log)
+        with Progress(run.run.steps, run.run.name) as show:
+            line = loop(run, folder, resume=resume, on_log=show)
         outcome.add(run=printable(folder), **line)
         outcome.note(f"{printable(folder)}: {_describe(line)} after {line.get('step', 0)} steps")
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from tiny_checkpoints import picture
 
-from polyglyph.cli import training
 from polyglyph.config import read_toml
 from polyglyph.media import Image
 
@@ -136,17 +135,21 @@ def test_a_run_is_trained_resumed_and_used(shards: Path, run: Any) -> None:
 def test_ctrl_c_saves_and_ends_with_130_and_resume_finishes(
     shards: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    describe = training._describe
+    from polyglyph.train.progress import Progress
 
-    def interrupt(line: dict[str, Any]) -> str:
+    show = Progress.__call__
+
+    def interrupt(self: Progress, line: dict[str, Any]) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        return describe(line)
+        show(self, line)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "_describe", interrupt)
+        patched.setattr(Progress, "__call__", interrupt)
         done = run("train", "--config", "small.toml", "-o", "a", "--json", checkpoint=False)
     assert done.status == 130 and not done.json["ok"]
-    assert "--resume -o a" in done.err and done.err.count("\n") == 1
+    how_far, error = done.err.splitlines()
+    assert how_far.startswith("small 1/4  loss") and error.startswith("error: stopped by SIGINT")
+    assert error.endswith("--resume -o a")
     assert os.listdir("a/checkpoints") == ["step-00000001"]
     done = run("train", "--resume", "-o", "a", checkpoint=False)
     assert done.status == 0
@@ -175,6 +178,8 @@ def test_a_plan_says_what_it_takes_and_writes_nothing(shards: Path, run: Any) ->
         (["--config", "gone.toml"], "gone.toml"),
         (["--config", "tiny-text", "--set", "run.stpes=3"], "did you mean 'steps'"),
         (["--config", "tiny-text", "--set", "oops"], "--set expects key=value"),
+        (["--config", "tiny-text", "--set", "data.source=shpes"], "did you mean 'shapes'"),
+        (["--config", "tiny-text", "--set", "data.source=folder"], "is read from a path"),
         (["--resume", "-o", "gone"], "holds no run to resume"),
         (["--resume", "-o", "gone", "--config", "tiny-text"], "holds no run to resume"),
         (["--config", "tiny-text", "-o", "full", *TEXT], "already exists and is not empty"),
@@ -190,6 +195,16 @@ def test_a_wrong_call_of_train_is_one_line(
     done = run("train", *words, checkpoint=False)
     assert done.status == 2 and done.err.count("\n") == 1 and said in done.err
     assert set(os.listdir()) == before and os.listdir("full") == ["letter.txt"]
+
+
+def test_a_text_codec_learns_the_captions_of_a_folder(here: Path, run: Any) -> None:
+    os.makedirs("album")
+    for i, name in enumerate(("oak", "elm", "ash")):
+        os.symlink(here / "photo.jpg", f"album/{name}.jpg")
+        Path(f"album/{name}.txt").write_text(f"an {name} with {i} birds in it " * 40)
+    words = ("train", "--config", "tiny-text", "-o", "run", "--set", "data.source=album")
+    done = run(*words, "--set", "codec.vocabulary_size=290", "--json", checkpoint=False)
+    assert done.status == 0 and done.json["results"][0]["n_texts"] == 3
 
 
 def test_resuming_with_another_config_names_what_differs(here: Path, run: Any) -> None:

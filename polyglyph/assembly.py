@@ -115,8 +115,8 @@ def make_grammar(
 # --- reading -----------------------------------------------------------------------------------
 
 
-def load_parts(folder: str | Path, verify: bool = True) -> Parts:
-    """Codecs, vocabulary and grammar of a checkpoint folder.
+def load_parts(folder: str | Path, verify: bool = True, name: str | Path | None = None) -> Parts:
+    """Codecs, vocabulary and grammar of a checkpoint folder; `name` is what messages call it.
 
     FormatError where a file is missing, damaged or not the one that the manifest names."""
     folder = Path(folder)
@@ -132,7 +132,8 @@ def load_parts(folder: str | Path, verify: bool = True) -> Parts:
                 f"{found[:12]}, {MANIFEST} says {entry['fingerprint'][:12]}; put the codec back "
                 f"that the checkpoint was made with"
             )
-    parts = Parts(Tokenizers(tokenizers, f"checkpoint {folder.name}"), manifest=manifest)
+    owner = f"checkpoint {folder.name if name is None else name}"
+    parts = Parts(Tokenizers(tokenizers, owner), manifest=manifest)
     parts.folders = folders
     if (folder / VOCABULARY).is_file():
         parts.vocabulary = _load_vocabulary(folder, manifest)

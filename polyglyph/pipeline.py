@@ -90,7 +90,7 @@ def load(
     hashes of a large checkpoint. InputError for an unknown name, FormatError for a damaged folder.
     """
     folder = find_checkpoint(name_or_folder)
-    parts = load_parts(folder, verify)
+    parts = load_parts(folder, verify, name_or_folder)
     model = None
     if parts.manifest["kind"] == "model":
         model = load_model(folder, parts.manifest, pick_device(device))

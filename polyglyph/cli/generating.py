@@ -239,7 +239,8 @@ class _Generating:
         try:
             lines = path.read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"prompts {shown(path)} can't be read: {error}") from error
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"prompts {shown(path)} can't be read: {reason.lower()}") from error
         requests, names = [], files.Names()
         for number, text in enumerate(lines, 1):
             if not text.strip():
@@ -271,11 +272,11 @@ def _request(number: int, text: str, to: str | None, seed: int, root: Path) -> _
         data = text.strip()
     if isinstance(data, str | list):
         data = {"prompt": data}
-    if not isinstance(data, dict) or "prompt" not in data:
-        raise InputError(f'line {number}: expected a prompt, or {{"prompt": ...}}; got {text[:60]}')
-    for key in data:
+    for key in data if isinstance(data, dict) else ():
         if key not in _KEYS:
             raise unknown(f"key of line {number}", key, sorted(_KEYS))
+    if not isinstance(data, dict) or "prompt" not in data:
+        raise InputError(f'line {number}: expected a prompt, or {{"prompt": ...}}; got {text[:60]}')
     words = data["prompt"] if isinstance(data["prompt"], list) else [data["prompt"]]
     target, chosen = data.get("to", to), data.get("seed", seed)
     name = data.get("name", f"{number:06d}")

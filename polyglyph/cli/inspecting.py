@@ -132,8 +132,11 @@ def _reader(path: str) -> Callable[[_Inspecting], None]:
 
 def _checkpoint(work: _Inspecting) -> None:
     from polyglyph.assembly import load_parts
-    from polyglyph.checkpoint import find_checkpoint
+    from polyglyph.checkpoint import find_checkpoint, shown
+    from polyglyph.errors import InputError
 
+    if not os.path.lexists(work.path) and os.path.splitext(work.path)[1]:
+        raise InputError(f"{shown(work.path)}: no such file or folder; expected something to read")
     folder = find_checkpoint(work.path)
     parts = load_parts(folder)
     manifest = parts.manifest

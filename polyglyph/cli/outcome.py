@@ -50,15 +50,15 @@ class Outcome:
     def fail(self, error: BaseException, source: str | os.PathLike = "") -> None:
         """Records an error and says it in one line; the worst status so far stays."""
         status, message = explain(error)
-        kind = type(error).__name__
-        self.errors.append({"source": printable(source), "type": kind, "message": message})
+        kind, where = type(error).__name__, printable(source)
+        self.errors.append({"source": where, "type": kind, "message": message})
         rank = {0: 0, 2: 1, 1: 2}
         self.status = max(self.status, status, key=lambda s: rank.get(s, 3))
         if self.debug:
             import traceback
 
             traceback.print_exception(error, file=sys.stderr)
-        self.note(f"error: {message}")
+        self.note(f"error: {message}" if where in message else f"error: {where}: {message}")
 
     def note(self, text: str) -> None:
         """One line on stderr."""

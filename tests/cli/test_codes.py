@@ -213,4 +213,4 @@ def test_a_codec_alone_tokenizes_what_it_can(here: Path, run: Any, made: Path) -
     words = ("tokenize", "photo.jpg", "speech.wav", "-o", "out/", "--json")
     done = run(*words, "-c", str(made / "codecs" / "image"), checkpoint=False)
     assert done.status == 2 and [r["source"] for r in done.json["results"]] == ["photo.jpg"]
-    assert "unknown modality of checkpoint image 'audio'" in done.json["errors"][0]["message"]
+    assert "codecs/image 'audio' (available: image)" in done.json["errors"][0]["message"]

@@ -181,6 +181,7 @@ def test_wrong_lines_are_recorded_and_the_others_answered(here: Path, run: Any) 
         {"seed": 4},
         {"prompt": "x", "seed": -4},
         "a blue ring",
+        {"promt": "x"},
     )
     done = run(
         "generate", "--prompts", "prompts.jsonl", "--to", "image", "-o", "out", "--json", *FEW
@@ -189,9 +190,11 @@ def test_wrong_lines_are_recorded_and_the_others_answered(here: Path, run: Any) 
     assert [entry["line"] for entry in done.json["results"]] == [1, 9]
     lines = Path("out/errors.jsonl").read_text().splitlines()
     errors = {e["source"]: e["message"] for e in map(json.loads, lines)}
-    assert set(errors) == {f"line {n}" for n in range(2, 9)}
+    assert set(errors) == {f"line {n}" for n in (*range(2, 9), 10)}
+    assert all(f"line {n}" in done.err for n in (*range(2, 9), 10))
     assert "context of 200" in errors["line 2"] and "did you mean 'to'" in errors["line 4"]
     assert "did you mean 'video'" in errors["line 5"] and "plain name" in errors["line 6"]
+    assert "did you mean 'prompt'" in errors["line 10"]
 
 
 @pytest.mark.parametrize(

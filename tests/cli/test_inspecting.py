@@ -90,7 +90,16 @@ def test_what_can_t_be_read_is_one_line(
     assert done.status == 2 and done.err.count("\n") == 1 and said in done.err and not done.out
 
 
-@pytest.mark.parametrize("path", ["gone.png", "no/such/place", "."])
-def test_a_path_that_is_nothing_of_ours_is_refused(here: Path, run: Any, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("gone.png", "'gone.png': no such file"),
+        ("no/such/place", "no such folder"),
+        (".", "holds no finished checkpoint"),
+    ],
+)
+def test_a_path_that_is_nothing_of_ours_is_refused(
+    here: Path, run: Any, path: str, said: str
+) -> None:
     done = run("inspect", path)
-    assert done.status == 2 and done.err.count("\n") == 1
+    assert done.status == 2 and done.err.count("\n") == 1 and said in done.err

@@ -18,8 +18,15 @@ from polyglyph.checkpoint import fingerprint
 from polyglyph.config import Config
 from polyglyph.errors import FormatError, InputError
 from polyglyph.media import Action
-from polyglyph.tokenizers.base import ActionMeta, CodeGrid, SpanSpec, Tokenizer, read_codec_json
-from polyglyph.tokenizers.region import check_config, from_bins, save_config, to_bins
+from polyglyph.tokenizers.base import (
+    ActionMeta,
+    CodeGrid,
+    SpanSpec,
+    Tokenizer,
+    read_config,
+    write_codec_json,
+)
+from polyglyph.tokenizers.region import check_config, from_bins, to_bins
 
 
 class ActionConfig(Config):
@@ -108,10 +115,10 @@ class ActionTokenizer(Tokenizer):
         return ActionMeta(tuple(low.tolist()), tuple(high.tolist()))
 
     def save(self, folder: str | Path) -> None:
-        save_config(folder, self)
+        write_codec_json(folder, self.modality, self.span, self.config, self.fingerprint)
 
     @classmethod
     def load(cls, folder: str | Path) -> ActionTokenizer:
-        tokenizer = cls(ActionConfig(**read_codec_json(folder)["config"]))
+        tokenizer = cls(read_config(folder, ActionConfig))
         check_config(folder, tokenizer)
         return tokenizer

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from polyglyph.config import Config
+from polyglyph.config import Config, build
 from polyglyph.errors import InputError
 from polyglyph.media import Audio, mix_channels, resample
 from polyglyph.tokenizers.base import AudioMeta, CodeGrid, SpanSpec, Tokenizer
@@ -275,7 +275,7 @@ class AudioTokenizer(Tokenizer):
     @classmethod
     def load(cls, folder: str | Path) -> AudioTokenizer:
         data, tensors = read_codec(folder)
-        net = AudioCodec(AudioCodecConfig(**data["config"]))
+        net = AudioCodec(build(AudioCodecConfig, data["config"], f"codec {folder}"))
         fold_weight_norm(net)
         load_weights(net, tensors, folder)
         return cls(net, data["fingerprint"])

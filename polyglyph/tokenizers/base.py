@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from polyglyph.config import Config
 
 FORMAT = 1
+C = TypeVar("C", bound="Config")
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,32 @@ def read_codec_json(folder: str | Path) -> dict[str, Any]:
         raise FormatError(f"{path} names no modality; expected the codec.json of a tokenizer")
     check_format(data.get("format", FORMAT), path)
     return data
+
+
+def write_codec_json(
+    folder: str | Path, modality: str, span: str, config: Config, fingerprint: str
+) -> None:
+    """codec.json of a saved tokenizer; makes `folder`. `fingerprint` is that of what is stored."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    description = {
+        "format": FORMAT,
+        "kind": "codec",
+        "modality": modality,
+        "span": span,
+        "config": config.model_dump(mode="json"),
+        "fingerprint": fingerprint,
+    }
+    (Path(folder) / "codec.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+
+
+def read_config(folder: str | Path, config_class: type[C]) -> C:
+    """The config of a saved tokenizer. FormatError without one, ConfigError for a wrong key."""
+    from polyglyph.config import build
+
+    config = read_codec_json(folder).get("config")
+    if not isinstance(config, dict):
+        raise FormatError(f"codec {folder}: codec.json holds no config; get a fresh copy")
+    return build(config_class, config, f"codec {folder}")
 
 
 def check_format(found: Any, path: str | Path) -> None:

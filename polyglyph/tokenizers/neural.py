@@ -7,7 +7,6 @@ in bf16; the codec runs from the stored values in fp32, so what was measured is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from polyglyph.checkpoint import fingerprint, load_tensors, save_tensors
 from polyglyph.config import Config
 from polyglyph.errors import FormatError
-from polyglyph.tokenizers.base import FORMAT, read_codec_json
+from polyglyph.tokenizers.base import read_codec_json, write_codec_json
 
 
 @dataclass
@@ -61,15 +60,7 @@ def save_codec(
     }
     mark = codec_fingerprint(tensors, config)
     save_tensors(folder / "weights.safetensors", tensors)
-    description = {
-        "format": FORMAT,
-        "kind": "codec",
-        "modality": modality,
-        "span": span,
-        "config": config.model_dump(mode="json"),
-        "fingerprint": mark,
-    }
-    (folder / "codec.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+    write_codec_json(folder, modality, span, config, mark)
     return mark
 
 

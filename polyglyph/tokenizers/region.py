@@ -7,7 +7,6 @@ start, stop. Knows nothing of pixels, seconds or ids.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,16 @@ from pydantic import Field
 from polyglyph.checkpoint import fingerprint
 from polyglyph.config import Config
 from polyglyph.errors import FormatError, InputError, unknown
-from polyglyph.media import Region
+from polyglyph.media import REGION_SIZES, Region
 from polyglyph.tokenizers.base import (
-    FORMAT,
     CodeGrid,
     RegionMeta,
     SpanSpec,
     Tokenizer,
     read_codec_json,
+    read_config,
+    write_codec_json,
 )
-
-N_VALUES = {"box": 4, "point": 2, "time": 2}
 
 
 class RegionConfig(Config):
@@ -68,9 +66,9 @@ class RegionTokenizer(Tokenizer):
         if not isinstance(media, Region):
             raise InputError(f"a region is expected, not a {type(media).__name__}")
         values = np.asarray(media.values, np.float64)
-        if media.kind not in N_VALUES:
-            raise unknown("region kind", str(media.kind), N_VALUES)
-        n = N_VALUES[media.kind]
+        if media.kind not in REGION_SIZES:
+            raise unknown("region kind", str(media.kind), REGION_SIZES)
+        n = REGION_SIZES[media.kind]
         if values.shape != (n,):
             raise InputError(
                 f"a {media.kind} has {n} coordinates, got an array of shape {values.shape}"
@@ -88,10 +86,12 @@ class RegionTokenizer(Tokenizer):
         self.check_fingerprint(grid)
         meta = grid.meta
         assert isinstance(meta, RegionMeta)
-        if meta.kind not in N_VALUES:
-            raise unknown("region kind", meta.kind, N_VALUES, FormatError)
-        if grid.shape != (N_VALUES[meta.kind],):
-            raise FormatError(f"a {meta.kind} has {N_VALUES[meta.kind]} codes, got {grid.shape[0]}")
+        if meta.kind not in REGION_SIZES:
+            raise unknown("region kind", meta.kind, REGION_SIZES, FormatError)
+        if grid.shape != (REGION_SIZES[meta.kind],):
+            raise FormatError(
+                f"a {meta.kind} has {REGION_SIZES[meta.kind]} codes, got {grid.shape[0]}"
+            )
         codes = grid.codes[0]
         if meta.kind != "point":
             # Generated codes may hold the corners in any order; they span the same box.
@@ -100,30 +100,16 @@ class RegionTokenizer(Tokenizer):
 
     def default_meta(self, grid_shape: Sequence[int]) -> RegionMeta:
         """Four codes are a box, two a point."""
-        return RegionMeta("box" if grid_shape[0] == N_VALUES["box"] else "point")
+        return RegionMeta("box" if grid_shape[0] == REGION_SIZES["box"] else "point")
 
     def save(self, folder: str | Path) -> None:
-        save_config(folder, self)
+        write_codec_json(folder, self.modality, self.span, self.config, self.fingerprint)
 
     @classmethod
     def load(cls, folder: str | Path) -> RegionTokenizer:
-        tokenizer = cls(RegionConfig(**read_codec_json(folder)["config"]))
+        tokenizer = cls(read_config(folder, RegionConfig))
         check_config(folder, tokenizer)
         return tokenizer
-
-
-def save_config(folder: str | Path, tokenizer: Tokenizer) -> None:
-    """Writes codec.json of a tokenizer that is nothing but its config."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    description = {
-        "format": FORMAT,
-        "kind": "codec",
-        "modality": tokenizer.modality,
-        "span": tokenizer.span,
-        "config": tokenizer.config.model_dump(mode="json"),
-        "fingerprint": tokenizer.fingerprint,
-    }
-    (Path(folder) / "codec.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
 
 
 def check_config(folder: str | Path, tokenizer: Tokenizer) -> None:

@@ -8,7 +8,6 @@ Knows nothing of controls, ids or dialects: text that spells a control is plain 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,13 @@ from polyglyph.checkpoint import fingerprint
 from polyglyph.config import Config
 from polyglyph.errors import FormatError, InputError
 from polyglyph.tokenizers.base import (
-    FORMAT,
     CodeGrid,
     SpanSpec,
     TextMeta,
     Tokenizer,
     read_codec_json,
+    read_config,
+    write_codec_json,
 )
 
 MODEL_FILE = "text.model"
@@ -145,15 +145,7 @@ class TextTokenizer(Tokenizer):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MODEL_FILE).write_bytes(self.model)
-        description = {
-            "format": FORMAT,
-            "kind": "codec",
-            "modality": self.modality,
-            "span": self.span,
-            "config": self.config.model_dump(mode="json"),
-            "fingerprint": self.fingerprint,
-        }
-        (folder / "codec.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+        write_codec_json(folder, self.modality, self.span, self.config, self.fingerprint)
 
     @classmethod
     def load(cls, folder: str | Path) -> TextTokenizer:
@@ -163,7 +155,7 @@ class TextTokenizer(Tokenizer):
             model = path.read_bytes()
         except FileNotFoundError:
             raise FormatError(f"{folder} holds no {MODEL_FILE}; get a fresh copy") from None
-        config = TextConfig(**data["config"])
+        config = read_config(folder, TextConfig)
         tensors = {MODEL_FILE: np.frombuffer(model, np.uint8)}
         found = fingerprint(tensors, config.model_dump(mode="json"))
         if found != data.get("fingerprint"):

@@ -194,6 +194,9 @@ def test_a_folder_that_holds_no_codec_is_refused(tmp_path: Path) -> None:
         ("[]", "names no modality"),
         ('{"format": 9, "modality": "text"}', "format 9, this version reads up to 1"),
         ('{"modality": "smell"}', "unknown modality 'smell'"),
+        ('{"modality": "region"}', "holds no config"),
+        ('{"modality": "region", "config": {"n_bin": 9}}', "did you mean 'n_bins'"),
+        ('{"modality": "action", "config": {"n_bins": "few"}}', "key 'n_bins'"),
     ]:
         if text is not None:
             (tmp_path / "codec.json").write_text(text)

@@ -70,7 +70,7 @@ def make_grammar() -> Any:
 
 
 # Grids of the built-in world, in the order in which the documents take turns after a text.
-GRIDS = {"image": (8, 8), "audio": (25,), "video": (3, 8, 8)}
+GRIDS = {"image": (8, 8), "audio": (25,), "video": (2, 8, 8)}
 
 
 def make_rows(shape: Shape, seed: int = 0) -> Rows:
@@ -168,6 +168,9 @@ def our_side(shape: Shape, rows: Rows, autocast: Callable[[], Any]) -> Side:
 
 def peer_side(shape: Shape, rows: Rows, autocast: Callable[[], Any]) -> Side:
     """One step of transformers' Llama: its own forward and loss, the same clip and AdamW."""
+    from polyglyph.device import check_broken_torchvision
+
+    check_broken_torchvision()  # transformers doesn't load beside one
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from polyglyph.train.optimizer import OptimizerConfig, clip_gradients, make_optimizer

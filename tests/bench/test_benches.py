@@ -12,6 +12,7 @@ import torch
 from polyglyph.bench import cli_start, runner, training
 from polyglyph.bench.runner import Bench, BenchResult, list_benches, load_bench, run_benches, table
 from polyglyph.errors import InputError, MachineError
+from polyglyph.train.config import load_run
 
 
 def test_every_bench_is_listed_and_has_a_summary() -> None:
@@ -47,6 +48,28 @@ def test_training_measures_both_sides_as_often_and_gives_the_ratio() -> None:
     counts = found.facts["n_parameters"]
     # Ours has the weights of QK-norm besides: two of d_head in each layer.
     assert counts["ours"] - counts["llama"] == 2 * 2 * 16
+
+
+def test_rows_are_of_the_shapes_that_the_shipped_configs_make() -> None:
+    grids = load_run("tiny").sequence.target_grid
+    assert {name: training.GRIDS[name] for name in grids} == grids
+    specs = training.make_grammar().specs
+    for name in training.GRIDS:
+        quantizer = load_run(f"tiny-{name}").quantizer
+        made = (specs[name].codebook_size, specs[name].n_codebooks)
+        assert made == (quantizer.codebook_size, quantizer.n_codebooks)
+
+
+def test_a_broken_torchvision_is_hidden_before_the_peer_is_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def look() -> list[str]:
+        raise MachineError("looked")
+
+    monkeypatch.setattr("polyglyph.device.check_broken_torchvision", look)
+    rows = training.make_rows(training.QUICK)
+    with pytest.raises(MachineError, match="looked"):
+        training.peer_side(training.QUICK, rows, _fp32)
 
 
 def test_both_sides_start_near_the_loss_of_a_uniform_guess() -> None:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from polyglyph.errors import InputError
 from polyglyph.tokenizers.base import CodeGrid, SpanSpec
+
+if TYPE_CHECKING:
+    from polyglyph.tokenizers.quantize import CodebookUse
 
 PEAK = 255.0
 PSNR_CAP_DB = 100.0  # of equal pixels, so that a mean over pictures stays finite
@@ -112,28 +115,15 @@ def bits(grid: CodeGrid, spec: SpanSpec) -> float:
     return grid.n_tokens * math.log2(spec.codebook_size)
 
 
-@dataclass(frozen=True)
-class CodebookUse:
-    """How much of one codebook a set of grids used."""
-
-    usage: float  # share of the codes that occurred
-    perplexity: float  # exp of the entropy: codes in effective use
-    dead: float  # share of the codes that never occurred
-
-
 def codebook_use(grids: Iterable[CodeGrid], spec: SpanSpec) -> list[CodebookUse]:
     """One entry per codebook. Few grids cannot use a large codebook: read it with their number."""
-    counts = np.zeros((spec.n_codebooks, spec.codebook_size), np.int64)
-    for grid in grids:
-        for row, codes in zip(counts, grid.codes.reshape(spec.n_codebooks, -1), strict=True):
-            row += np.bincount(codes, minlength=spec.codebook_size)
-    uses = []
-    for row in counts:
-        shares = row[row > 0] / max(1, row.sum())
-        usage = float((row > 0).mean())
-        perplexity = float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0
-        uses.append(CodebookUse(usage, perplexity, 1 - usage))
-    return uses
+    import torch
+
+    from polyglyph.tokenizers import quantize
+
+    rows = [grid.codes.reshape(spec.n_codebooks, -1).T for grid in grids]  # each (n, Q)
+    codes = np.concatenate([np.zeros((0, spec.n_codebooks), np.int32), *rows])
+    return quantize.codebook_use(torch.from_numpy(codes), spec.codebook_size)
 
 
 @dataclass(frozen=True)

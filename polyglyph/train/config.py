@@ -33,14 +33,14 @@ class RunSection(Config):
     """`[run]`: what kind of run, how long, on what.
 
     dtype: of matrix products, under autocast; weights stay fp32 while they train.
-    threads: of torch on a CPU; None leaves torch's own choice.
+    threads: of torch on a CPU; None leaves torch's own choice. kernels: "torch" is what there is.
     """
 
     kind: Literal["codec", "text", "model"]
     name: str = "run"
     steps: int = Field(ge=1)
     seed: int = 0
-    kernels: Literal["auto", "torch", "triton"] = "auto"
+    kernels: Literal["auto", "torch"] = "auto"
     device: str = "auto"
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     threads: int | None = Field(None, ge=1)

@@ -28,14 +28,16 @@ class DataConfig(Config):
     """`[data]` of a model run.
 
     shards: folder made by `prepare`. batch_size: rows of all ranks together. row_length: ids in a
-    row. prompt_dropout: share of documents that lose their prompt in an epoch. skip_long: leave
-    out documents longer than a row instead of refusing them.
+    row. prompt_dropout: share of documents that lose their prompt in an epoch. prompt_weight: loss
+    weight of segments that the shards give none: what a picture looks like is learned from those
+    in prompts too. skip_long: leave out documents longer than a row instead of refusing them.
     """
 
     shards: str
     batch_size: int = Field(16, ge=1)
     row_length: int = Field(512, ge=8)
     prompt_dropout: float = Field(0.1, ge=0, le=1)
+    prompt_weight: float = Field(0.0, ge=0)
     skip_long: bool = False
 
 
@@ -173,8 +175,8 @@ class Loader:
         starts, lengths = segments["start"].tolist(), segments["length"].tolist()
         weights = np.zeros(len(ids), np.float32)  # bos carries none
         for start, length, weight in zip(starts, lengths, segments["loss_weight"], strict=True):
-            weights[start : start + length] = weight
-            weights[start + length :] = weight  # eos: that of the last segment
+            # eos has the weight of the last segment.
+            weights[start:] = weight or self.config.prompt_weight
         if not drop:
             return ids, weights, list(zip(starts, lengths, strict=True))
         keep = np.ones(len(ids), bool)

@@ -40,8 +40,12 @@ from polyglyph.tokenizers.losses import image_losses
 from polyglyph.tokenizers.neural import CodecStep, load_weights, read_codec, save_codec
 from polyglyph.tokenizers.quantize import Quantizer
 
-# Frames of one 2-D forward: bounds memory for long or large clips.
+# Pixels of one 2-D forward. A clip with more goes through in windows of whole codes that begin with
+# the past they depend on, so the codes stay the same.
 _PIXELS_PER_BATCH = 1 << 21
+# Codes before its own that a code, or a decoded group of frames, depends on: less than ten, however
+# often the frames are halved (each halving reaches half as far as the next one).
+_PAST = 10
 
 
 class VideoCodecConfig(ImageCodecConfig):
@@ -101,18 +105,22 @@ class VideoCodec(nn.Module):
         """uint8 (B, F, H, W, 3) → pixels (B, F, 3, H, W)."""
         return to_pixels(clips.reshape(-1, *clips.shape[2:])).unflatten(0, clips.shape[:2])
 
-    def latents(self, pixels: Tensor) -> Tensor:
-        """(B, F, 3, H, W) → (B, D, F/t, h, w)."""
+    def trunk(self, pixels: Tensor) -> Tensor:
+        """Frame by frame: (B, F, 3, H, W) → (B, D, F, h, w)."""
         b, f = pixels.shape[:2]
         frames = pixels.flatten(0, 1)
         n = max(1, _PIXELS_PER_BATCH // (frames.shape[-1] * frames.shape[-2]))
         z = torch.cat([self.encoder(part) for part in frames.split(n)])
-        z = z.unflatten(0, (b, f)).transpose(1, 2)  # (B, D, F, h, w)
-        return self.temporal_encoder(z)
+        return z.unflatten(0, (b, f)).transpose(1, 2)
 
-    def frames(self, z: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(B, D, F/t, h, w) → pixels (B, F, 3, H, W); only the frames in `keep` (B, n) if given."""
-        z = self.temporal_decoder(z).transpose(1, 2)  # (B, F, D, h, w)
+    def latents(self, pixels: Tensor) -> Tensor:
+        """(B, F, 3, H, W) → (B, D, F/t, h, w)."""
+        return self.temporal_encoder(self.trunk(pixels))
+
+    def frames(self, z: Tensor, keep: Tensor | None = None, first: int = 0) -> Tensor:
+        """(B, D, F/t, h, w) → pixels (B, F, 3, H, W), from frame `first` on; only the frames in
+        `keep` (B, n) of these if given."""
+        z = self.temporal_decoder(z).transpose(1, 2)[:, first:]  # (B, F, D, h, w)
         if keep is not None:
             z = torch.stack([clip[index] for clip, index in zip(z, keep, strict=True)])
         b, f = z.shape[:2]
@@ -139,17 +147,30 @@ class VideoCodec(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        z = self.latents(pixels.to(self.last_layer.device))
+        return self._codes(self.latents(pixels.to(self.last_layer.device)))
+
+    @torch.no_grad()
+    def encode_next(self, pixels: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Codes of the frames that follow those of `past`, and the past of the next ones."""
+        z = self.trunk(pixels.to(self.last_layer.device))
+        whole = z if past is None else torch.cat([past, z], 2)
+        n_new = z.shape[2] // self.stride_t
+        codes = self._codes(self.temporal_encoder(whole))[:, :, -n_new:]
+        return codes, whole[:, :, -_PAST * self.stride_t :].clone()
+
+    def _codes(self, z: Tensor) -> Tensor:
         b, _, f, h, w = z.shape
         codes = self.quantizer.encode(z.flatten(2).transpose(1, 2))
         return codes.transpose(1, 2).reshape(b, -1, f, h, w)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, first: int = 0) -> Tensor:
+        """Pixels from frame `first` on."""
         b, q, f, h, w = codes.shape
         codes = codes.to(self.last_layer.device)
         z = self.quantizer.decode(codes.reshape(b, q, -1).transpose(1, 2))
-        return self.frames(z.transpose(1, 2).reshape(b, -1, f, h, w)).clamp(-1, 1)
+        z = z.transpose(1, 2).reshape(b, -1, f, h, w)
+        return self.frames(z, first=first).clamp(-1, 1)
 
 
 class VideoTokenizer(Tokenizer):
@@ -170,12 +191,7 @@ class VideoTokenizer(Tokenizer):
         self.fingerprint = fingerprint
 
     def encode(self, media: Any) -> CodeGrid:
-        video = media if isinstance(media, Video) else Video(media)
-        n_frames, height, width, _ = video.frames.shape
-        pixels = self.padded(video.frames)
-        codes = self.net.encode(pixels[None])[0].cpu().numpy()
-        meta = VideoMeta(n_frames, height, width, float(video.fps))
-        return CodeGrid(self.modality, codes.astype(np.int32), meta, self.fingerprint)
+        return self.encode_batch([media])[0]
 
     def encode_batch(self, media: Sequence[Any]) -> list[CodeGrid]:
         """Clips of one shape go through the net together, at most 2 M pixels at a time."""
@@ -185,15 +201,33 @@ class VideoTokenizer(Tokenizer):
             shapes.setdefault(video.frames.shape, []).append(i)
         grids: dict[int, CodeGrid] = {}
         for (n_frames, height, width, _), indices in shapes.items():
-            n = max(1, _PIXELS_PER_BATCH // (n_frames * height * width))
-            for start in range(0, len(indices), n):
-                part = indices[start : start + n]
-                pixels = torch.stack([self.padded(videos[i].frames) for i in part])
-                for i, code in zip(part, self.net.encode(pixels).cpu().numpy(), strict=True):
+            n = _PIXELS_PER_BATCH // (n_frames * height * width)
+            for start in range(0, len(indices), max(1, n)):
+                part = indices[start : start + max(1, n)]
+                if n:
+                    pixels = torch.stack([self.padded(videos[i].frames) for i in part])
+                    codes = self.net.encode(pixels)
+                else:
+                    codes = self._encode_long(videos[part[0]].frames)
+                for i, code in zip(part, codes.cpu().numpy(), strict=True):
                     meta = VideoMeta(n_frames, height, width, float(videos[i].fps))
-                    codes = code.astype(np.int32)
-                    grids[i] = CodeGrid(self.modality, codes, meta, self.fingerprint)
+                    grid = code.astype(np.int32)
+                    grids[i] = CodeGrid(self.modality, grid, meta, self.fingerprint)
         return [grids[i] for i in range(len(videos))]
+
+    def _encode_long(self, frames: np.ndarray) -> Tensor:
+        """Codes (1, 1, F/t, h, w) of uint8 (F, H, W, 3), a few groups of frames at a time."""
+        n = self._n_groups(frames.shape[1] * frames.shape[2]) * self.net.stride_t
+        parts, past = [], None
+        for start in range(0, len(frames), n):
+            pixels = self.padded(frames[start : start + n])
+            codes, past = self.net.encode_next(pixels[None], past)
+            parts.append(codes)
+        return torch.cat(parts, 2)
+
+    def _n_groups(self, n_pixels: int) -> int:
+        """How many codes' frames of `n_pixels` each go through at once."""
+        return max(1, _PIXELS_PER_BATCH // (self.net.stride_t * n_pixels))
 
     def padded(self, frames: np.ndarray) -> Tensor:
         """uint8 (F, H, W, 3) → (F', 3, H', W'): edges and the last frame fill whole strides."""
@@ -211,8 +245,14 @@ class VideoTokenizer(Tokenizer):
         limits = (full.n_frames, full.height, full.width)
         if not all(0 < size <= limit for size, limit in zip(sizes, limits, strict=True)):
             raise InputError(f"video codes of {full} can't be cropped to their meta {meta}")
-        pixels = self.net.decode(torch.from_numpy(grid.codes.astype(np.int64))[None])[0]
-        frames = to_uint8(pixels[: meta.n_frames, :, : meta.height, : meta.width])
+        codes = torch.from_numpy(grid.codes.astype(np.int64))[None]
+        n, t = self._n_groups(full.height * full.width), self.net.stride_t
+        parts = []
+        for start in range(0, grid.shape[0], n):
+            past = min(start, _PAST)
+            window = self.net.decode(codes[:, :, start - past : start + n], first=past * t)
+            parts.append(to_uint8(window[0, :, :, : meta.height, : meta.width]))
+        frames = np.concatenate(parts)[: meta.n_frames]
         return Video(frames, meta.fps)
 
     def default_meta(self, grid_shape: Sequence[int]) -> VideoMeta:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from polyglyph.tokenizers import blocks
+from polyglyph.media import Video
+from polyglyph.tokenizers import blocks, video
 from polyglyph.tokenizers.blocks import SpatialAttention
+from polyglyph.tokenizers.quantize import QuantizerConfig
+from polyglyph.tokenizers.video import VideoCodec, VideoCodecConfig, VideoTokenizer
 
 
 def test_a_grid_beyond_the_window_attends_within_windows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +29,39 @@ def test_a_grid_beyond_the_window_attends_within_windows(monkeypatch: pytest.Mon
     assert sizes == 2 * [(4, 4), (4, 3), (1, 4), (1, 3)]
     torch.testing.assert_close(cut[..., :4], changed[..., :4])
     assert not torch.allclose(cut, whole)
+
+
+@pytest.mark.parametrize("n_halvings", [1, 2, 3])
+def test_a_clip_in_windows_is_the_clip_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch, n_halvings: int
+) -> None:
+    torch.manual_seed(n_halvings)
+    config = VideoCodecConfig(
+        base=8,
+        multipliers=(1, 2),
+        attention=False,
+        n_temporal_levels=n_halvings,
+        quantizer=QuantizerConfig(codebook_size=13, d_code=4),
+    )
+    net = VideoCodec(config)
+    for parameter in net.parameters():  # the temporal blocks start as the identity
+        parameter.data += 0.15 * torch.randn_like(parameter)
+    tokenizer = VideoTokenizer(net)
+    n_groups = 15
+    frames = np.random.default_rng(0).integers(0, 256, (n_groups * net.stride_t - 1, 6, 5, 3))
+    clip = Video(frames.astype(np.uint8), 8.0)
+    whole = tokenizer.encode(clip)
+    shown = tokenizer.decode(whole)
+    lengths = []
+    encode_next = net.encode_next
+    monkeypatch.setattr(
+        net, "encode_next", lambda x, p: lengths.append(x.shape[1]) or encode_next(x, p)
+    )
+    monkeypatch.setattr(video, "_PIXELS_PER_BATCH", 2 * net.stride_t * 8 * 8)
+    assert tokenizer.encode(clip) == whole and len(np.unique(whole.codes)) > 3
+    assert len(lengths) > 1 and max(lengths) < len(frames)
+    again = tokenizer.decode(whole)
+    assert abs(again.frames.astype(int) - shown.frames).max() <= 1  # a rounding
+    monkeypatch.setattr(video, "_PAST", 2)  # too little: the past does matter
+    assert tokenizer.encode(clip) != whole
+    assert abs(tokenizer.decode(whole).frames.astype(int) - shown.frames).max() > 1

@@ -46,9 +46,6 @@ __all__ = [
     "load", "save_model_checkpoint", "save_tokens",
 ]  # fmt: skip
 
-# Grids that a target gets where neither the caller nor the checkpoint names one: a model may write
-# any size, but a region of three codes is no region.
-TARGET_GRID: dict[str, tuple[int, ...]] = {"region": (4,)}
 # Rows of one forward; more prompts go through in turn.
 ROWS_PER_BATCH = 32
 MOST_SEED = 2**63 - 1
@@ -117,7 +114,7 @@ class Pipeline:
         source = f"checkpoint {shown(name)}"
         where = f"{source}, [sequence.prompt_size]"
         self.prompt_size = build(PromptSize, sequence.get("prompt_size") or {}, where)
-        self.target_grids = TARGET_GRID | {
+        self.target_grids: dict[str, tuple[int, ...]] = {
             name: tuple(grid) for name, grid in (sequence.get("target_grid") or {}).items()
         }
         self._sampling = config.get("sampling") or {}
@@ -341,6 +338,7 @@ class Pipeline:
         grid = options.grid
         if grid is None:
             grid = self.target_grids.get(span, self.target_grids.get(modality))
+            grid = tokenizer.target_grid if grid is None else grid
         elif len(grid) != tokenizer.spec.grid_rank or min(grid) < 1:
             raise InputError(
                 f"a grid of {to} codes has {tokenizer.spec.grid_rank} sizes from 1; got "

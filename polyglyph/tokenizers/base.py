@@ -176,6 +176,8 @@ class Tokenizer(ABC):
     fingerprint: str
     config: Config
     stride: tuple[int, ...] = ()  # pixels, frames or samples per code along each axis of the grid
+    # The grid of an answer where neither caller nor checkpoint names one; None: the model's choice.
+    target_grid: tuple[int, ...] | None = None
 
     @abstractmethod
     def encode(self, media: Any) -> CodeGrid:

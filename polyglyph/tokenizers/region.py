@@ -52,6 +52,7 @@ class RegionTokenizer(Tokenizer):
     """encode: `Region` → CodeGrid (1, n), n = 4 for a box, 2 for a point or a time."""
 
     config_class = RegionConfig
+    target_grid = (REGION_SIZES["box"],)  # three codes are no region
 
     def __init__(self, config: RegionConfig | None = None) -> None:
         self.config: RegionConfig = config or RegionConfig()

@@ -35,6 +35,7 @@ from polyglyph.checkpoint import (
 )
 from polyglyph.config import Config
 from polyglyph.errors import FormatError, InputError, PolyglyphError
+from polyglyph.eval.machine import peak_bytes as peak_bytes
 
 FORMAT = 1
 
@@ -235,10 +236,3 @@ def _is_alive(pid: int) -> bool:
 def rng_tensor() -> Tensor:
     """The state of torch's global generator, which dead-code restarts and dropout draw from."""
     return torch.get_rng_state()
-
-
-def peak_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -174,7 +174,7 @@ class Loader:
         ids, segments = self.shards.document(document)
         starts, lengths = segments["start"].tolist(), segments["length"].tolist()
         weights = np.zeros(len(ids), np.float32)  # bos carries none
-        for start, length, weight in zip(starts, lengths, segments["loss_weight"], strict=True):
+        for start, _, weight in zip(starts, lengths, segments["loss_weight"], strict=True):
             # eos has the weight of the last segment.
             weights[start:] = weight or self.config.prompt_weight
         if not drop:

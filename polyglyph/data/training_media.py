@@ -35,7 +35,7 @@ def _shapes_image(seed: int, index: int) -> np.ndarray:
         return draw(scene)
     if pick < 7:
         return draw(scene, 1 + index % (N_FRAMES - 1))
-    return mask(scene, 0) if index % 4 < 2 else depth(scene)
+    return mask(scene, 0) if index // 16 % 2 else depth(scene)
 
 
 def _shapes_video(seed: int, index: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from polyglyph.config import Config, build
 from polyglyph.errors import InputError
 from polyglyph.media import Image
 from polyglyph.tokenizers.base import CodeGrid, ImageMeta, SpanSpec, Tokenizer
-from polyglyph.tokenizers.blocks import Decoder2d, Encoder2d
+from polyglyph.tokenizers.blocks import Decoder2d, Encoder2d, LocalEncoder2d
 from polyglyph.tokenizers.losses import ImageLossConfig, image_losses
 from polyglyph.tokenizers.neural import CodecStep, load_weights, read_codec, save_codec
 from polyglyph.tokenizers.quantize import Quantizer, QuantizerConfig
@@ -30,7 +30,11 @@ _PIXELS_PER_BATCH = 1 << 21
 
 
 class ImageCodecConfig(Config):
-    """`[codec]` of an image codec. Stride = patch · 2^(levels - 1)."""
+    """`[codec]` of an image codec. Stride = patch · 2^(levels - 1).
+
+    local: an encoder whose codes see only their own surroundings (LocalEncoder2d); the decoder
+    sees everything in any case.
+    """
 
     modality: str = "image"
     span: str = "image"
@@ -39,8 +43,17 @@ class ImageCodecConfig(Config):
     n_res_blocks: int = Field(1, ge=1)
     attention: bool = True
     patch: int = Field(2, ge=1)
+    local: bool = False
     quantizer: QuantizerConfig = QuantizerConfig()
     loss: ImageLossConfig = ImageLossConfig()
+
+
+def make_encoder(config: ImageCodecConfig) -> Encoder2d | LocalEncoder2d:
+    """The 2-D trunk of an image or video encoder."""
+    shape = (config.base, config.multipliers, config.n_res_blocks)
+    if config.local:
+        return LocalEncoder2d(*shape, patch=config.patch)
+    return Encoder2d(*shape, config.attention, patch=config.patch)
 
 
 class ImageCodec(nn.Module):
@@ -50,7 +63,7 @@ class ImageCodec(nn.Module):
         super().__init__()
         self.config = config
         trunk = (config.base, config.multipliers, config.n_res_blocks, config.attention)
-        self.encoder = Encoder2d(*trunk, patch=config.patch)
+        self.encoder = make_encoder(config)
         self.decoder = Decoder2d(*trunk, patch=config.patch)
         self.stride = self.encoder.stride
         self.quantizer = Quantizer(config.quantizer, self.encoder.width)

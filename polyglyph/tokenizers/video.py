@@ -24,7 +24,6 @@ from polyglyph.media import Video
 from polyglyph.tokenizers.base import CodeGrid, SpanSpec, Tokenizer, VideoMeta
 from polyglyph.tokenizers.blocks import (
     Decoder2d,
-    Encoder2d,
     TemporalDown,
     TemporalResidual,
     TemporalUp,
@@ -32,6 +31,7 @@ from polyglyph.tokenizers.blocks import (
 from polyglyph.tokenizers.image import (
     ImageCodec,
     ImageCodecConfig,
+    make_encoder,
     pad_to_stride,
     to_pixels,
     to_uint8,
@@ -74,7 +74,7 @@ class VideoCodec(nn.Module):
         super().__init__()
         self.config = config
         trunk = (config.base, config.multipliers, config.n_res_blocks, config.attention)
-        self.encoder = Encoder2d(*trunk, patch=config.patch)
+        self.encoder = make_encoder(config)
         self.decoder = Decoder2d(*trunk, patch=config.patch)
         self.stride = self.encoder.stride
         self.stride_t = 2**config.n_temporal_levels
@@ -82,7 +82,7 @@ class VideoCodec(nn.Module):
         down: list[nn.Module] = []
         up: list[nn.Module] = [TemporalResidual(width)]
         for _ in range(config.n_temporal_levels):
-            down += [TemporalDown(width), TemporalResidual(width)]
+            down += [TemporalDown(width), TemporalResidual(width, config.local)]
             up += [TemporalUp(width), TemporalResidual(width)]
         self.temporal_encoder = nn.Sequential(*down)
         self.temporal_decoder = nn.Sequential(*up)
@@ -90,7 +90,7 @@ class VideoCodec(nn.Module):
 
     def init_from(self, image: ImageCodec) -> None:
         """Start the trunk from that of an image codec; ConfigError where their shapes differ."""
-        for name in ("base", "multipliers", "n_res_blocks", "attention", "patch"):
+        for name in ("base", "multipliers", "n_res_blocks", "attention", "patch", "local"):
             ours, theirs = getattr(self.config, name), getattr(image.config, name)
             if ours != theirs:
                 raise ConfigError(

@@ -208,8 +208,9 @@ class CodecTraining:
         self.low_use = self.low_use + n_steps if bad else 0
         if self.low_use >= COLLAPSE_STEPS:
             raise PolyglyphError(
-                f"codebook collapse: under 10 % of the codes used for {self.low_use} steps "
-                f"(step {self.step}); lower optimizer.lr or raise quantizer.threshold_ema_dead_code"
+                f"codebook collapse: under 10 % of the codes in use, or a perplexity under 4, for "
+                f"{self.low_use} steps (step {self.step}); lower optimizer.lr or raise "
+                "quantizer.threshold_ema_dead_code"
             )
 
     # Saved state ----------------------------------------------------------------------------

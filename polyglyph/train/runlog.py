@@ -22,7 +22,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -231,8 +230,3 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def rng_tensor() -> Tensor:
-    """The state of torch's global generator, which dead-code restarts and dropout draw from."""
-    return torch.get_rng_state()

@@ -145,3 +145,13 @@ def test_documents_longer_than_a_row_are_refused_or_left_out(corpus):
 def test_n_ids_counts_no_padding(corpus):
     batch = make(corpus).sample(0)
     assert batch.n_ids == sum(map(len, documents_of(batch))) < batch.ids.size
+
+
+def test_prompts_carry_the_weight_that_is_asked_for_and_targets_keep_theirs(corpus):
+    plain, heavy = make(corpus).sample(0), make(corpus, prompt_weight=0.25).sample(0)
+    assert np.array_equal(plain.ids, heavy.ids)
+    targets = plain.weights > 0
+    assert targets.any() and np.array_equal(plain.weights[targets], heavy.weights[targets])
+    prompts = ~targets & (plain.targets >= 0)
+    assert prompts.any() and (heavy.weights[prompts] == 0.25).all()
+    assert (heavy.weights[plain.targets < 0] == 0).all()

@@ -14,6 +14,8 @@ from polyglyph.tokenizers.blocks import (
     Downsample,
     Encoder2d,
     FrameNorm,
+    LocalEncoder2d,
+    PositionNorm,
     ResidualBlock,
     SpatialAttention,
     TemporalDown,
@@ -21,7 +23,6 @@ from polyglyph.tokenizers.blocks import (
     TemporalUp,
     Upsample,
     group_norm,
-    parameter_count,
 )
 
 
@@ -162,5 +163,24 @@ def test_temporal_up_makes_two_frames_of_each_by_two_sets_of_weights() -> None:
     torch.testing.assert_close(y[:, :, 1::2], half(1), rtol=1e-4, atol=1e-5)
 
 
-def test_parameters_are_counted_with_their_biases() -> None:
-    assert parameter_count(nn.Sequential(nn.Linear(3, 5), nn.Conv2d(2, 4, 3))) == 20 + 76
+def test_a_local_latent_sees_one_stride_around_its_own_and_nothing_else():
+    torch.manual_seed(0)
+    encoder = LocalEncoder2d(8, (1, 2, 3), 1, patch=2).eval()
+    assert encoder.stride == 8
+    x = torch.zeros(1, 3, 40, 56)
+    z = encoder(x)
+    assert torch.allclose(z, z[..., :1, :1].expand_as(z), atol=1e-6), "flat ground is one vector"
+    touched = x.clone()
+    touched[..., 16:24, 24:32] = torch.randn(1, 3, 8, 8)  # the pixels of cell (2, 3)
+    changed = (encoder(touched) - z).abs().amax(1)[0] > 1e-6
+    assert changed[2, 3]
+    changed[1:4, 2:5] = False
+    assert not changed.any()
+
+
+def test_position_norm_crosses_no_position_and_takes_clips():
+    norm = PositionNorm(5)
+    x = torch.randn(2, 5, 3, 4, 6)
+    y = norm(x)
+    assert torch.allclose(y[:, :, 1], norm(x[:, :, 1]))
+    assert torch.allclose(y.square().mean(1), torch.ones(2, 3, 4, 6), atol=1e-4)

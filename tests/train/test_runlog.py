@@ -277,4 +277,3 @@ def test_row_37_a_second_signal_ends_the_process_at_once() -> None:
 
 def test_memory_is_told_in_bytes() -> None:
     assert 1 << 26 < module.peak_bytes() < 1 << 40
-    assert module.rng_tensor().dtype == torch.uint8

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -255,3 +257,36 @@ def test_the_evaluation_runs_on_such_a_checkpoint_and_all_outputs_parse(checkpoi
     assert results["validity"].n == 2 * 2 * 5
     assert results["text_to_image"].right.mean == 0
     assert results["reconstruction_audio"].metrics["bits"].n == 3
+
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+
+# Runs in the page: what did not decode, once everything had its time.
+_PROBE = """<script>
+addEventListener("load", () => setTimeout(() => {
+  const bad = [...document.images].filter(x => !x.naturalWidth).length;
+  const media = [...document.querySelectorAll("audio, video")];
+  const dumb = media.filter(x => x.error || !(x.duration > 0)).length;
+  document.body.dataset.probe = [document.images.length, bad, media.length, dumb].join(" ");
+}, 2500));
+</script>"""
+
+
+@pytest.mark.browser
+def test_a_browser_decodes_every_picture_clip_and_sound_of_the_page(
+    toured: tuple[Path, Any], tmp_path: Path
+) -> None:
+    out, _ = toured
+    page = tmp_path / "page.html"
+    page.write_text((out / "index.html").read_text("utf-8") + _PROBE, "utf-8")
+    browser = next(filter(None, map(shutil.which, CHROMIUM)))
+    flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run"
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    wait = ["--virtual-time-budget=8000", "--dump-dom"]
+    command = [browser, *flags.split(), profile, *wait, page.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    found = re.search(r'data-probe="(\d+) (\d+) (\d+) (\d+)"', dom)
+    assert found, dom[-500:]
+    n_images, bad_images, n_media, bad_media = map(int, found.groups())
+    assert n_images > 20 and n_media > 10
+    assert bad_images == 0 and bad_media == 0

@@ -141,7 +141,7 @@ def test_a_lock_that_was_cut_off_binds_nobody(tmp_path: Path, text: str) -> None
     run = new(tmp_path / "r")
     (run.path / "lock.json").write_text(text)
     with run:
-        pass
+        assert json.loads((run.path / "lock.json").read_text())["pid"] == os.getpid()
 
 
 def test_a_lock_of_another_machine_is_respected(tmp_path: Path) -> None:

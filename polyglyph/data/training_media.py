@@ -3,7 +3,7 @@
 `shapes` renders the built-in world; `leaves` are dead-leaves pictures (opaque discs and boxes of
 random size over gradients), `tones` random notes and noise, `speech` synthesized words: they keep
 codecs from knowing the world's few colours and timbres only. Sizes are those of the world:
-64 × 64 pixels, 8 frames, one second at 16 kHz.
+72 × 72 pixels, 8 frames, one second at 16 kHz.
 """
 
 from __future__ import annotations

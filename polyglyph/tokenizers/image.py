@@ -32,8 +32,8 @@ _PIXELS_PER_BATCH = 1 << 21
 class ImageCodecConfig(Config):
     """`[codec]` of an image codec. Stride = patch · 2^(levels - 1).
 
-    local: an encoder whose codes see only their own surroundings (LocalEncoder2d); the decoder
-    sees everything in any case.
+    local: an encoder whose codes see only the pixels (and frames) that they stand for
+    (LocalEncoder2d); the decoder sees everything in any case.
     """
 
     modality: str = "image"

@@ -82,7 +82,7 @@ class VideoCodec(nn.Module):
         down: list[nn.Module] = []
         up: list[nn.Module] = [TemporalResidual(width)]
         for _ in range(config.n_temporal_levels):
-            down += [TemporalDown(width), TemporalResidual(width, config.local)]
+            down += [TemporalDown(width, config.local), TemporalResidual(width, config.local)]
             up += [TemporalUp(width), TemporalResidual(width)]
         self.temporal_encoder = nn.Sequential(*down)
         self.temporal_decoder = nn.Sequential(*up)

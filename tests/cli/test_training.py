@@ -23,7 +23,7 @@ log_every = 1
 [sequence]
 checkpoint = "shards/codecs"
 [sequence.prompt_size]
-image = [64, 64]
+image = [72, 72]
 [sampling.image]
 temperature = 0.5
 [model]

@@ -65,8 +65,8 @@ def test_items_come_from_the_source_that_the_schedule_names() -> None:
 @pytest.mark.parametrize(
     ("modality", "mixture", "shape", "dtype"),
     [
-        ("image", {"shapes": 1, "leaves": 1}, (3, 64, 64, 3), np.uint8),
-        ("video", {"shapes": 1, "leaves": 1}, (3, 8, 64, 64, 3), np.uint8),
+        ("image", {"shapes": 1, "leaves": 1}, (3, 72, 72, 3), np.uint8),
+        ("video", {"shapes": 1, "leaves": 1}, (3, 8, 72, 72, 3), np.uint8),
         ("audio", {"shapes": 1, "tones": 1}, (3, 1, 16_000), np.float32),
     ],
 )

@@ -27,8 +27,8 @@ KINDS = [
     ("speech", "audio"),
 ]
 FORMS = {
-    "image": ((64, 64, 3), np.uint8),
-    "video": ((8, 64, 64, 3), np.uint8),
+    "image": ((72, 72, 3), np.uint8),
+    "video": ((8, 72, 72, 3), np.uint8),
     "audio": ((1, 16_000), np.float32),
 }
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from polyglyph.train.optimizer import (
+    Optimizer,
     OptimizerConfig,
     ScheduleConfig,
     clip_gradients,
@@ -25,7 +26,7 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Conv1d(2, 3, 3), nn.GroupNorm(1, 3), nn.Flatten(), nn.Linear(15, 4))
 
 
-def work(module: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+def work(module: nn.Module, optimizer: Optimizer, steps: range) -> None:
     for step in steps:
         set_rate(optimizer, 1e-2 / (1 + step))
         x = torch.randn(5, 2, 7, generator=torch.Generator().manual_seed(step))
@@ -93,15 +94,42 @@ def test_a_step_is_that_of_adamw_by_hand() -> None:
     assert float(module.bias.detach()) == pytest.approx(bias, rel=1e-5)
 
 
-def test_state_through_tensors_continues_bit_for_bit() -> None:
-    config = OptimizerConfig(weight_decay=0.1)
+def test_muon_turns_linear_weights_by_an_orthogonal_step_and_leaves_the_rest_to_adamw() -> None:
+    config = OptimizerConfig(kind="muon", lr=1e-2, weight_decay=0.5)
+    module, twin = net(), net()
+    optimizer, adamw = (
+        make_optimizer(module, config),
+        make_optimizer(twin, OptimizerConfig(lr=1e-2, weight_decay=0.5)),
+    )
+    before = module[3].weight.detach().clone()
+    gradient = torch.randn(4, 15, generator=torch.Generator().manual_seed(1))
+    for one, stepped in ((module, optimizer), (twin, adamw)):
+        one(
+            torch.randn(5, 2, 7, generator=torch.Generator().manual_seed(2))
+        ).square().mean().backward()
+        one[3].weight.grad = gradient.clone()
+        stepped.step()
+    for name, value in module.named_parameters():
+        same = torch.equal(value, dict(twin.named_parameters())[name])
+        assert same != (name == "3.weight"), name
+    moved = (before * (1 - 1e-2 * 0.5) - module[3].weight.detach()) / (1e-2 * 0.2 * math.sqrt(15))
+    u, _, vt = torch.linalg.svd(gradient, full_matrices=False)
+    # The library's five Newton-Schulz steps leave singular values between 0.7 and 1.2.
+    assert float(torch.linalg.svdvals(moved).min()) > 0.6
+    assert float(torch.linalg.svdvals(moved).max()) < 1.3
+    assert float((moved * (u @ vt)).sum() / (moved.norm() * (u @ vt).norm())) > 0.97
+
+
+@pytest.mark.parametrize(("kind", "n_tensors"), [("adamw", 6 * 3), ("muon", 5 * 3 + 1)])
+def test_state_through_tensors_continues_bit_for_bit(kind: str, n_tensors: int) -> None:
+    config = OptimizerConfig.model_validate({"kind": kind, "weight_decay": 0.1})
     whole, cut = net(), net()
     optimizer = make_optimizer(whole, config)
     work(whole, optimizer, range(6))
     first = make_optimizer(cut, config)
     work(cut, first, range(3))
     saved = {k: v.clone() for k, v in optimizer_tensors(first).items()}
-    assert all(isinstance(v, torch.Tensor) for v in saved.values()) and len(saved) == 6 * 3
+    assert all(isinstance(v, torch.Tensor) for v in saved.values()) and len(saved) == n_tensors
     fresh = net()
     fresh.load_state_dict(cut.state_dict())
     second = make_optimizer(fresh, config)

@@ -88,7 +88,7 @@ def _core() -> np.ndarray:
 
 
 def _canvas(pixels: np.ndarray) -> np.ndarray:
-    """A picture or frames as floats above the ground, (..., 64, 64, 3)."""
+    """A picture or frames as floats above the ground, (..., 72, 72, 3)."""
     pixels = np.asarray(pixels)
     assert pixels.ndim >= 3 and pixels.shape[-1] == 3, f"RGB expected, not {pixels.shape}"
     if pixels.shape[-3:-1] != (SIDE, SIDE):

@@ -17,7 +17,7 @@ from polyglyph.data.shapes.sound import N_SAMPLES, SAMPLE_RATE, slots, tone
 
 _WINDOW, _HOP = 1024, 512
 _BANDS = 80
-_LOW_HZ, _HIGH_HZ = 90.0, 3500.0
+_LOW_HZ, _HIGH_HZ = 75.0, 3500.0
 _FLOOR = 0.02  # of the spectrum; what is fainter counts as silence
 _SILENT = 0.004  # root mean square of a whole sound that holds nothing
 

@@ -9,5 +9,5 @@ from polyglyph.data.shapes.scene import N_FRAMES, Scene
 
 
 def clip(scene: Scene) -> np.ndarray:
-    """The scene as a clip, (8, 64, 64, 3) uint8 at `scene.FPS`; frame 0 is its picture."""
+    """The scene as a clip, (8, 72, 72, 3) uint8 at `scene.FPS`; frame 0 is its picture."""
     return np.stack([draw(scene, frame) for frame in range(N_FRAMES)])

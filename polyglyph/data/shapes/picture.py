@@ -1,4 +1,4 @@
-"""A scene as a picture: 64x64 RGB, dark ground, anti-aliased shapes; masks and depth as well.
+"""A scene as a picture: 72x72 RGB, dark ground, anti-aliased shapes; masks and depth as well.
 
 Holds the colours and the outlines. Knows nothing of captions or ids.
 """
@@ -75,7 +75,7 @@ def _patch(
 
 
 def draw(scene: Scene, frame: int = 0) -> np.ndarray:
-    """The scene at a frame, (64, 64, 3) uint8."""
+    """The scene at a frame, (72, 72, 3) uint8."""
     canvas = np.empty((SIDE, SIDE, 3), np.int16)
     canvas[:] = BACKGROUND
     for thing in scene.things:
@@ -86,7 +86,7 @@ def draw(scene: Scene, frame: int = 0) -> np.ndarray:
 
 
 def picture(scene: Scene) -> np.ndarray:
-    """The scene as a picture, (64, 64, 3) uint8; things stand where the clip begins."""
+    """The scene as a picture, (72, 72, 3) uint8; things stand where the clip begins."""
     return draw(scene)
 
 
@@ -100,10 +100,10 @@ def _flat(things: list[tuple[Thing, int]]) -> np.ndarray:
 
 
 def mask(scene: Scene, index: int) -> np.ndarray:
-    """The mask of one thing, white on black, (64, 64, 3) uint8."""
+    """The mask of one thing, white on black, (72, 72, 3) uint8."""
     return _flat([(scene.things[index], 255)])
 
 
 def depth(scene: Scene) -> np.ndarray:
-    """How near each thing is (small is far), grey on black, (64, 64, 3) uint8."""
+    """How near each thing is (small is far), grey on black, (72, 72, 3) uint8."""
     return _flat([(thing, DEPTH_GREY[thing.size]) for thing in scene.things])

@@ -69,7 +69,7 @@ def reaches(push: Push, actions: np.ndarray) -> bool:
 
 
 def film(push: Push) -> np.ndarray:
-    """The clip of a push, (8, 64, 64, 3) uint8: the thing, and the block behind it."""
+    """The clip of a push, (8, 72, 72, 3) uint8: the thing, and the block behind it."""
     where = replay(push.thing, push.actions)
     ground = draw(Scene(())).astype(np.float32)
     frames = []

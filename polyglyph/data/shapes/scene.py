@@ -18,13 +18,16 @@ MOTIONS = ("still", "left", "right", "up", "down")
 RISES = ("level", "up", "down")
 CELLS = tuple((row, column) for row in range(3) for column in range(3))
 
-SIDE = 64  # pixels, both ways
+# Every cell is 24 pixels, three codes of 8 wide, so that a thing is the same codes wherever it
+# stands; four frames, one code in time, move it by 8 pixels, one code in space. With 64 pixels and
+# centres 11, 32, 53 it stood in nine phases of the grid, each with codes of its own.
+SIDE = 72  # pixels, both ways
 N_FRAMES = 8
 FPS = 8.0
-CENTRES = (11, 32, 53)  # of the three rows and columns, pixels
+CENTRES = (12, 36, 60)  # of the three rows and columns, pixels
 DIAMETER = {"small": 14, "big": 20}  # pixels
-SPEED = 1.5  # pixels a frame
-N_FIRST = 3  # steps of the first motion; the other four are the second's
+SPEED = 2.0  # pixels a frame
+N_FIRST = 4  # steps of the first motion; the other three are the second's
 STEP = {"still": (0, 0), "left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 
 # Pairs of colour and shape that no training scene holds: they measure composition.

@@ -69,9 +69,9 @@ def test_every_kind_of_thing_is_told_apart_in_every_medium():
 
 @pytest.mark.parametrize("level", [0, 24, 128, 255])
 def test_flat_pictures_hold_no_shape_of_ours(level):
-    flat = np.full((64, 64, 3), level, np.uint8)
+    flat = np.full((72, 72, 3), level, np.uint8)
     assert all(thing.shape in (UNKNOWN, "square", "circle") for thing in read_picture(flat))
-    assert read_picture(np.broadcast_to(np.array(BACKGROUND, np.uint8), (64, 64, 3))) == []
+    assert read_picture(np.broadcast_to(np.array(BACKGROUND, np.uint8), (72, 72, 3))) == []
 
 
 def test_a_smear_counts_as_an_unknown_thing():
@@ -101,7 +101,7 @@ def test_a_picture_of_another_size_is_read_alike():
 def test_a_tone_has_the_pitch_and_loudness_of_its_thing():
     for color in COLORS:
         for size in SIZES:
-            wave = sound(Scene((Thing("circle", color, size, (1, 1)),)))[:15_520]
+            wave = sound(Scene((Thing("circle", color, size, (1, 1)),)))[:14_720]
             peak = np.abs(np.fft.rfft(wave, 1 << 18)).argmax() * 16_000 / (1 << 18)
             assert abs(peak / PITCH_HZ[color] - 1) < 0.003
             assert abs(np.sqrt(np.mean(wave**2)) / LEVEL[size] - 1) < 0.03
@@ -113,7 +113,7 @@ def test_sounds_stay_below_their_peak_and_glide_through_the_pitch():
         assert np.abs(sound(make_scene(13, i))).max() <= 0.9
     for rise in RISES:
         motion = "still" if rise == "level" else rise
-        wave = sound(Scene((Thing("circle", "red", "big", (1, 1), (motion, motion)),)))[:15_520]
+        wave = sound(Scene((Thing("circle", "red", "big", (1, 1), (motion, motion)),)))[:14_720]
         crossings = np.flatnonzero((wave[:-1] < 0) & (wave[1:] >= 0))
         hz = 16_000 / np.diff(crossings)
         semitones = 12 * np.log2(hz / PITCH_HZ["red"])

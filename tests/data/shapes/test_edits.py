@@ -53,7 +53,7 @@ def test_the_clip_of_a_push_shows_the_thing_where_the_actions_put_it():
     for i in range(20):
         made = push(make_scene(44, i, n_objects=1), random.Random(i))
         frames = film(made)
-        assert frames.shape == (8, 64, 64, 3) and frames.dtype == np.uint8
+        assert frames.shape == (8, 72, 72, 3) and frames.dtype == np.uint8
         end = replay(made.thing, made.actions)[-1]
         assert np.allclose(end, [CENTRES[made.goal[0]], CENTRES[made.goal[1]]], atol=0.01)
         seen = [t for t in read_picture(frames[-1]) if t.cell == made.goal]

@@ -12,7 +12,7 @@ from polyglyph.data.shapes.picture import BACKGROUND, picture
 from polyglyph.data.shapes.questions import FAMILIES, NUMBERS, phrase, question
 from polyglyph.data.shapes.regions import box_of, overlap, point_of, time_of
 from polyglyph.data.shapes.scene import SIDE, Scene, Thing, make_scene
-from polyglyph.data.shapes.sound import sound
+from polyglyph.data.shapes.sound import N_STEPS, STEP, sound
 
 
 def _ask(n: int, modality: str):
@@ -69,7 +69,7 @@ def test_times_hold_the_energy_of_their_thing():
     scene = Scene((Thing("ring", "red", "big", (0, 0)), Thing("ring", "blue", "small", (0, 2))))
     wave = sound(scene)
     (a0, a1), (b0, b1) = (np.round(time_of(scene, i) * len(wave)).astype(int) for i in (0, 1))
-    assert a0 == 0 and a1 == b0 and b1 == len(wave)
+    assert a0 == 0 and a1 == b0 and b1 == N_STEPS * STEP
     assert np.sum(wave[a0:a1] ** 2) > 5 * np.sum(wave[b0:b1] ** 2) > 0
 
 

@@ -223,7 +223,8 @@ class SimScheme(Scheme):
         dead, vectors = restart(learner.cluster_size, x, self.config)
         if len(dead):
             weight = learner.code_transform.weight.detach()
-            learner.frozen_codebook[dead] = torch.linalg.lstsq(weight, vectors.T).solution.T
+            frozen = torch.linalg.lstsq(weight, vectors.T).solution.T.contiguous()
+            learner.frozen_codebook[dead] = of_process_0(frozen)  # solved, it may round otherwise
         out = super().learn(learner, x)
         tally(learner.cluster_size, out[1], self.config)
         return out
@@ -250,7 +251,9 @@ class IndexScheme(Scheme):
         dead, vectors = restart(learner.cluster_size, x, self.config)
         if len(dead):
             with torch.no_grad():
-                learner.embedding[dead] = vectors
+                # Long enough to win its own vector: an inner product is won by the outermost codes.
+                longest = (vectors @ learner.embedding.t()).amax(-1) / vectors.square().sum(-1)
+                learner.embedding[dead] = vectors * (1.01 * longest).clamp_min(1)[:, None]
         out = super().learn(learner, x)
         tally(learner.cluster_size, out[1], self.config)
         return out
@@ -304,6 +307,13 @@ def n_processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def of_process_0(x: Tensor) -> Tensor:
+    """In place: what process 0 has; all bring one shape."""
+    if n_processes() > 1:
+        dist.broadcast(x, src=0)
+    return x
+
+
 def _mean_of_processes(local: Tensor) -> Tensor:
     """The mean over all processes; the gradient is the local one, which DDP averages."""
     if n_processes() == 1:
@@ -338,8 +348,6 @@ def restart(count: Tensor, x: Tensor, config: QuantizerConfig) -> tuple[Tensor, 
         dist.all_reduce(n, dist.ReduceOp.MIN)
     dead = dead[torch.randperm(len(dead), device=x.device)[: int(n)]]
     vectors = vectors[torch.randperm(len(vectors), device=x.device)[: int(n)]]
-    if n_processes() > 1:
-        dist.broadcast(dead, src=0)
-        dist.broadcast(vectors, src=0)
+    dead, vectors = of_process_0(dead), of_process_0(vectors)
     count[dead] = config.threshold_ema_dead_code
     return dead, vectors

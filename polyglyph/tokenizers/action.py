@@ -7,7 +7,7 @@ is off by at most half a bin. Knows nothing of what an action means.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,11 @@ class ActionTokenizer(Tokenizer):
         self.stride = (1, 1)
         self.fingerprint = fingerprint({}, self.config.model_dump(mode="json"))
 
-    def encode(self, media: Any) -> CodeGrid:
+    def encode(self, media: Any, *, n_codebooks: int | None = None) -> CodeGrid:
         """Raises InputError for values that are not finite, not (T, D), or of another D than the
         config's ranges."""
-        values = np.asarray(media.values if isinstance(media, Action) else media, np.float64)
+        self.chosen_codebooks(n_codebooks)
+        values = self._values(media)
         if values.ndim != 2 or 0 in values.shape:
             raise InputError(f"actions have the shape (steps, dimensions), got {values.shape}")
         if not np.isfinite(values).all():
@@ -73,6 +74,26 @@ class ActionTokenizer(Tokenizer):
         codes = to_bins(np.clip(unit, 0.0, 1.0), self.config.n_bins)[None]
         meta = ActionMeta(tuple(low.tolist()), tuple(high.tolist()))
         return CodeGrid(self.modality, codes, meta, self.fingerprint)
+
+    def _values(self, media: Any) -> np.ndarray:
+        """`Action`, or numbers, as float64."""
+        try:
+            return np.asarray(media.values if isinstance(media, Action) else media, np.float64)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"an action is expected, or an array of one; got {type(media).__name__}"
+            ) from None
+
+    def gather(self, chunks: Iterable[Any]) -> np.ndarray:
+        """The steps of all chunks in a row (T, D): their range is that of the whole."""
+        parts = [self._values(chunk) for chunk in chunks]
+        same = len({part.shape[1:] for part in parts}) == 1
+        if not same or any(part.ndim != 2 for part in parts):
+            raise InputError(
+                f"the chunks of one action have the same dimensions; got the shapes "
+                f"{[part.shape for part in parts]}"
+            )
+        return np.concatenate(parts)
 
     def _range(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(D,) low and high: the config's, else those of the values."""

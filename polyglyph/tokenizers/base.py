@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 C = TypeVar("C", bound="Config")
+M = TypeVar("M")
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,12 @@ class SpanSpec:
 
 
 class Tokenizer(ABC):
-    """Media to codes and back. Subclasses set the attributes below before any method is called."""
+    """Media to codes and back. Subclasses set the attributes below before any method is called.
+
+    Streams: `encode_stream` gives grids that `join` makes into the grid of the whole, and
+    `decode_stream` media that follow one another. A modality without a time axis comes in one
+    piece; one with it holds no more than a bounded stretch of a stream at any time.
+    """
 
     span: str
     modality: str
@@ -178,10 +185,14 @@ class Tokenizer(ABC):
     stride: tuple[int, ...] = ()  # pixels, frames or samples per code along each axis of the grid
     # The grid of an answer where neither caller nor checkpoint names one; None: the model's choice.
     target_grid: tuple[int, ...] | None = None
+    is_residual: bool = False  # the first codebooks alone decode too, more coarsely
 
     @abstractmethod
-    def encode(self, media: Any) -> CodeGrid:
-        """Codes (Q, *grid) of one medium, with the meta that `decode` needs."""
+    def encode(self, media: Any, *, n_codebooks: int | None = None) -> CodeGrid:
+        """Codes (Q, *grid) of one medium, with the meta that `decode` needs.
+
+        n_codebooks: the first so many codebooks only, of a residual codec. InputError for another
+        medium and for codebooks that the codec hasn't."""
 
     @abstractmethod
     def decode(self, grid: CodeGrid) -> Any:
@@ -200,9 +211,50 @@ class Tokenizer(ABC):
     def load(cls, folder: str | Path) -> Tokenizer:
         """Inverse of `save`."""
 
-    def encode_batch(self, media: Sequence[Any]) -> list[CodeGrid]:
+    def encode_batch(
+        self, media: Sequence[Any], *, n_codebooks: int | None = None
+    ) -> list[CodeGrid]:
         """One grid per medium; equals `encode` one by one."""
-        return [self.encode(item) for item in media]
+        return [self.encode(item, n_codebooks=n_codebooks) for item in media]
+
+    def encode_stream(
+        self, chunks: Iterable[Any], *, n_codebooks: int | None = None
+    ) -> Iterator[CodeGrid]:
+        """The grids of a medium that comes in chunks, as soon as they are sure; `join` of them is
+        what `encode` of the whole gives."""
+        yield self.encode(self.gather(chunks), n_codebooks=n_codebooks)
+
+    def decode_stream(self, pieces: Iterable[CodeGrid]) -> Iterator[Any]:
+        """The media of `pieces`, in order; together what `decode` of their `join` gives."""
+        yield self.decode(self.join(list(pieces)))
+
+    def gather(self, chunks: Iterable[Any]) -> Any:
+        """The medium that `chunks` make up, where it has to be there as a whole."""
+        items = list(chunks)
+        if len(items) != 1:
+            raise InputError(f"{self.modality} comes in one chunk; got {len(items)}")
+        return items[0]
+
+    def join(self, pieces: Sequence[CodeGrid]) -> CodeGrid:
+        """The grid of a whole from the pieces of a stream. InputError where they don't fit."""
+        if len(pieces) != 1:
+            raise InputError(f"{self.modality} codes come in one piece; got {len(pieces)}")
+        return pieces[0]
+
+    def chosen_codebooks(self, n_codebooks: int | None) -> int:
+        """How many codebooks a call uses: all, unless a residual codec is asked for fewer."""
+        most = self.spec.n_codebooks
+        n = most if n_codebooks is None else n_codebooks
+        least = 1 if self.is_residual else most
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or not least <= n <= most:
+            range_ = f"{least} to {most}" if least < most else f"{most}, which need one another"
+            raise InputError(f"the {self.span} codec has codebooks {range_}; got {n!r}")
+        return int(n)
+
+    def asked(self, n_codebooks: int) -> tuple[int, ...]:
+        """What a net is told of the codebooks: nothing where it is all of them, since nets that
+        aren't residual have no such argument."""
+        return () if n_codebooks == self.spec.n_codebooks else (n_codebooks,)
 
     def check_fingerprint(self, grid: CodeGrid) -> None:
         """FormatError unless `grid` is of this codec: fingerprint, modality, shape, code range.
@@ -214,14 +266,23 @@ class Tokenizer(ABC):
                 f"codes were made by codec {grid.fingerprint[:12]}, this {self.modality} codec is "
                 f"{self.fingerprint[:12]}; decode them with the codec that made them"
             )
-        check_grid(grid, self.spec)
+        check_grid(grid, self.spec, fewer_codebooks=self.is_residual)
+        expected = META_TYPES[self.modality]
+        if dataclasses.fields(expected) and not isinstance(grid.meta, expected):
+            raise FormatError(
+                f"{self.modality} codes carry {expected.__name__}, got {type(grid.meta).__name__}"
+            )
 
 
-def check_grid(grid: CodeGrid, spec: SpanSpec) -> None:
-    """FormatError unless modality, codebooks, rank and code range of `grid` are those of `spec`."""
+def check_grid(grid: CodeGrid, spec: SpanSpec, *, fewer_codebooks: bool = False) -> None:
+    """FormatError unless modality, codebooks, rank and code range of `grid` are those of `spec`.
+
+    fewer_codebooks: of a residual codec, the first ones are enough to decode (not to render)."""
     if grid.modality != spec.modality:
         raise FormatError(f"expected {spec.modality} codes, got {grid.modality} codes")
-    if grid.n_codebooks != spec.n_codebooks or len(grid.shape) != spec.grid_rank:
+    least = 1 if fewer_codebooks else spec.n_codebooks
+    fits = least <= grid.n_codebooks <= spec.n_codebooks
+    if not fits or len(grid.shape) != spec.grid_rank:
         raise FormatError(
             f"{spec.span} codes have {spec.n_codebooks} codebooks and a grid of rank "
             f"{spec.grid_rank}, got shape {grid.codes.shape}"
@@ -232,6 +293,41 @@ def check_grid(grid: CodeGrid, spec: SpanSpec) -> None:
             f"{spec.span} code {grid.codes[tuple(at)]} at {tuple(at.tolist())} is outside "
             f"0..{spec.codebook_size - 1}; the codes are of another codec or damaged"
         )
+
+
+def join_codes(pieces: Sequence[CodeGrid]) -> np.ndarray:
+    """The codes (Q, F, ...) of pieces that follow one another in time.
+
+    InputError for no pieces and for pieces of several codecs or sizes."""
+    if not pieces:
+        raise InputError("a stream of codes needs at least one piece, got none")
+    for piece in pieces:
+        check_follows(pieces[0], piece)
+    return np.concatenate([piece.codes for piece in pieces], axis=1)
+
+
+def check_follows(first: CodeGrid, piece: CodeGrid) -> None:
+    """InputError unless `piece` is of one stream with `first`: codec, codebooks and size."""
+    same = (piece.modality, piece.fingerprint) == (first.modality, first.fingerprint)
+    if not same or (piece.n_codebooks, piece.shape[1:]) != (first.n_codebooks, first.shape[1:]):
+        raise InputError(
+            f"pieces of one stream are of one codec and size; got {first!r}, then {piece!r}"
+        )
+
+
+# What a medium can be read from: the name of a file, or its bytes.
+SOURCES = (str, os.PathLike, bytes, bytearray, memoryview)
+
+
+def as_medium(media: Any, kind: type[M], more: tuple[type, ...] = ()) -> M:
+    """`media` as a `kind`: itself, or what `kind` makes of a file's name, bytes or `more`.
+
+    InputError for anything else, such as another medium."""
+    if isinstance(media, kind):
+        return media
+    if isinstance(media, (*SOURCES, *more)):
+        return kind(media)  # type: ignore[call-arg]
+    raise InputError(f"expected {kind.__name__}, or a file of one; got {type(media).__name__}")
 
 
 def read_codec_json(folder: str | Path) -> dict[str, Any]:

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from polyglyph.config import Config, build
+from polyglyph.config import Config
 from polyglyph.errors import InputError
 from polyglyph.media import Image
-from polyglyph.tokenizers.base import CodeGrid, ImageMeta, SpanSpec, Tokenizer
+from polyglyph.tokenizers.base import CodeGrid, ImageMeta, SpanSpec, Tokenizer, as_medium
 from polyglyph.tokenizers.blocks import Decoder2d, Encoder2d, LocalEncoder2d
 from polyglyph.tokenizers.losses import ImageLossConfig, image_losses
-from polyglyph.tokenizers.neural import CodecStep, load_weights, read_codec, save_codec
+from polyglyph.tokenizers.neural import RESIDUAL_KINDS, CodecStep, load_net, save_codec
 from polyglyph.tokenizers.quantize import Quantizer, QuantizerConfig
 
 # Pixels that one forward may hold: 2 M pixels of the tiny codec take about 0.6 GiB.
@@ -88,10 +88,10 @@ class ImageCodec(nn.Module):
         return self.decoder.conv_out.weight
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor, n_codebooks: int | None = None) -> Tensor:
         z = self.encoder(pixels.to(self.last_layer.device))
         b, _, h, w = z.shape
-        codes = self.quantizer.encode(z.flatten(2).transpose(1, 2))  # (B, hw, Q)
+        codes = self.quantizer.encode(z.flatten(2).transpose(1, 2), n_codebooks)  # (B, hw, Q)
         return codes.transpose(1, 2).reshape(b, -1, h, w)
 
     @torch.no_grad()
@@ -133,14 +133,18 @@ class ImageTokenizer(Tokenizer):
         self.spec = SpanSpec(
             self.span, self.modality, quantizer.codebook_size, quantizer.n_codebooks, 2
         )
+        self.is_residual = quantizer.kind in RESIDUAL_KINDS
         self.stride = (net.stride, net.stride)
         self.fingerprint = fingerprint
 
-    def encode(self, media: Any) -> CodeGrid:
-        return self.encode_batch([media])[0]
+    def encode(self, media: Any, *, n_codebooks: int | None = None) -> CodeGrid:
+        return self.encode_batch([media], n_codebooks=n_codebooks)[0]
 
-    def encode_batch(self, media: Sequence[Any]) -> list[CodeGrid]:
+    def encode_batch(
+        self, media: Sequence[Any], *, n_codebooks: int | None = None
+    ) -> list[CodeGrid]:
         """Pictures of one size go through the net together, in batches of bounded memory."""
+        n_books = self.chosen_codebooks(n_codebooks)
         arrays = [self._array(item) for item in media]
         grids: list[CodeGrid | None] = [None] * len(arrays)
         sizes: dict[tuple[int, ...], list[int]] = {}
@@ -151,15 +155,18 @@ class ImageTokenizer(Tokenizer):
             for start in range(0, len(indices), n):
                 part = indices[start : start + n]
                 pixels = to_pixels(np.stack([arrays[i] for i in part]))
-                codes = self.net.encode(pad_to_stride(pixels, self.net.stride)).cpu().numpy()
-                for i, code in zip(part, codes, strict=True):
+                pixels = pad_to_stride(pixels, self.net.stride)
+                codes = self.net.encode(pixels, *self.asked(n_books))
+                for i, code in zip(part, codes.cpu().numpy(), strict=True):
                     grids[i] = CodeGrid(
                         self.modality, code.astype(np.int32), ImageMeta(h, w), self.fingerprint
                     )
         return [grid for grid in grids if grid is not None]
 
     def _array(self, media: Any) -> np.ndarray:
-        image = media if isinstance(media, Image) else Image(media)
+        import PIL.Image
+
+        image = as_medium(media, Image, (np.ndarray, PIL.Image.Image))
         return np.asarray(image.pil, dtype=np.uint8)
 
     def decode(self, grid: CodeGrid) -> Image:
@@ -191,10 +198,7 @@ class ImageTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, folder: str | Path) -> ImageTokenizer:
-        data, tensors = read_codec(folder)
-        net = ImageCodec(build(ImageCodecConfig, data["config"], f"codec {folder}"))
-        load_weights(net, tensors, folder)
-        return cls(net, data["fingerprint"])
+        return cls(*load_net(ImageCodec, ImageCodecConfig, folder))
 
 
 __all__ = [

@@ -10,15 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from polyglyph.checkpoint import fingerprint, load_tensors, save_tensors
-from polyglyph.config import Config
-from polyglyph.errors import FormatError
+from polyglyph.config import Config, build
+from polyglyph.errors import ConfigError, FormatError
 from polyglyph.tokenizers.base import read_codec_json, write_codec_json
+
+N = TypeVar("N", bound=nn.Module)
+
+# Quantizers whose first codebooks alone give a coarser latent.
+RESIDUAL_KINDS = ("rvq", "grouped", "rfsq")
 
 
 @dataclass
@@ -77,6 +82,36 @@ def read_codec(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{str(data.get('fingerprint'))[:12]}; the folder is damaged, get a fresh copy"
         )
     return data, tensors
+
+
+def make_net(net_class: type[N], config: Config, source: str) -> N:
+    """A `net_class` of `config`; ConfigError where no net has these sizes."""
+    try:
+        return net_class(config)
+    except (RuntimeError, ValueError, AssertionError, MemoryError, ZeroDivisionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        reason = str(error).strip().splitlines()
+        raise ConfigError(
+            f"{source}: no {net_class.__name__} has these sizes "
+            f"({reason[0] if reason else type(error).__name__}); get a fresh copy"
+        ) from error
+
+
+def load_net(
+    net_class: type[N], config_class: type[Config], folder: str | Path, prepare: Any = None
+) -> tuple[N, str]:
+    """The saved net, ready to encode and decode, and its fingerprint.
+
+    prepare: what is done to the untrained net before the weights come. FormatError or ConfigError
+    for a folder that is damaged or of another codec."""
+    data, tensors = read_codec(folder)
+    source = f"codec {folder}"
+    net = make_net(net_class, build(config_class, data["config"], source), source)
+    if prepare is not None:
+        prepare(net)
+    load_weights(net, tensors, folder)
+    return net, data["fingerprint"]
 
 
 def load_weights(net: nn.Module, tensors: Mapping[str, Tensor], folder: str | Path) -> None:

@@ -61,9 +61,10 @@ class RegionTokenizer(Tokenizer):
         self.stride = (1,)
         self.fingerprint = fingerprint({}, self.config.model_dump(mode="json"))
 
-    def encode(self, media: Any) -> CodeGrid:
+    def encode(self, media: Any, *, n_codebooks: int | None = None) -> CodeGrid:
         """Raises InputError for coordinates that are not in [0, 1] or not as many as the kind
         has."""
+        self.chosen_codebooks(n_codebooks)
         if not isinstance(media, Region):
             raise InputError(f"a region is expected, not a {type(media).__name__}")
         values = np.asarray(media.values, np.float64)

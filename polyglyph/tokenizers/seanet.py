@@ -4,7 +4,8 @@ EnCodec (arXiv:2210.13438).
 Strided convolutions with residual units between them, weight norm in training (folded away by
 `fold_weight_norm`), ELU in the encoder, Snake (arXiv:2306.06546) in the decoder, dilated residual
 units at the latent rate instead of EnCodec's LSTM. Every layer looks backwards only and pads with
-zeros, so a longer input never changes earlier outputs. Knows nothing of codes or files.
+zeros, so a longer input never changes earlier outputs, and a layer that is handed its last inputs
+goes on where it stopped: chunks of a sound equal the whole. Knows nothing of codes or files.
 
 Shapes: B batch, C channels, S samples or steps, F frames, D latent width.
 """
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
+
+State = dict[nn.Module, Tensor]
+"""What each causal layer keeps of a stream: the last steps (B, C, n) of its input."""
 
 
 class Snake(nn.Module):
@@ -45,7 +49,33 @@ def _start(conv: nn.Module, fan_in: int, gain: float = 1.0) -> nn.Module:
     return conv
 
 
-class CausalConv(nn.Module):
+class Causal(nn.Module):
+    """A layer whose forward takes a stream's state too, reads its past there and leaves its own."""
+
+
+class Chain(nn.Sequential):
+    """Layers in a row; the state of a stream goes to those that have one."""
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        for layer in self:
+            x = layer(x, state) if isinstance(layer, Causal | Chain) else layer(x)
+        return x
+
+
+def _with_past(layer: nn.Module, x: Tensor, n: int, state: State | None) -> Tensor:
+    """x (B, C, steps) behind the n steps before it: zeros at the start of a stream."""
+    if n == 0:
+        return x
+    if state is None or layer not in state:
+        x = F.pad(x, (n, 0))
+    else:
+        x = torch.cat([state[layer], x], dim=-1)
+    if state is not None:
+        state[layer] = x[..., x.shape[-1] - n :].clone()
+    return x
+
+
+class CausalConv(Causal):
     """Convolution that pads (kernel − 1)·dilation + 1 − stride zeros on the left, none right."""
 
     def __init__(
@@ -57,11 +87,11 @@ class CausalConv(nn.Module):
         self.conv = weight_norm(_start(conv, d_in * kernel, gain))
         self.padding = (kernel - 1) * dilation + 1 - stride
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (self.padding, 0)))
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        return self.conv(_with_past(self, x, self.padding, state))
 
 
-class CausalConvTranspose(nn.Module):
+class CausalConvTranspose(Causal):
     """Transposed convolution, kernel ≥ stride; the kernel − stride last steps are cut, so that
     step i of the input first reaches output i·stride."""
 
@@ -70,103 +100,96 @@ class CausalConvTranspose(nn.Module):
         conv = nn.ConvTranspose1d(d_in, d_out, kernel, stride)
         self.conv = weight_norm(_start(conv, d_in * kernel // stride), dim=1)
         self.stride = stride
+        self.n_past = -(-kernel // stride) - 1  # steps before its own that reach an output
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)[..., : x.shape[-1] * self.stride]
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        if state is None:
+            return self.conv(x)[..., : x.shape[-1] * self.stride]
+        y = self.conv(_with_past(self, x, self.n_past, state))
+        return y[..., self.n_past * self.stride :][..., : x.shape[-1] * self.stride]
 
 
-class ResidualUnit(nn.Module):
+class ResidualUnit(Causal):
     """x + conv1(act(conv_k(act(x)))) with a dilated middle of half the width (true skip)."""
 
     def __init__(self, channels: int, dilation: int, act: str, kernel: int = 3) -> None:
         super().__init__()
         hidden = max(4, channels // 2)
-        self.body = nn.Sequential(
+        self.body = Chain(
             activation(act, channels),
             CausalConv(channels, hidden, kernel, dilation=dilation),
             activation(act, hidden),
             CausalConv(hidden, channels, 1, gain=0.3),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        return x + self.body(x, state)
 
 
 def _units(channels: int, n_units: int, act: str) -> list[nn.Module]:
     return [ResidualUnit(channels, 3**i, act) for i in range(n_units)]
 
 
-def past_frames(strides: Sequence[int], n_units: Sequence[int], taps: int) -> int:
-    """How many frames of its past one frame of `Encoder` or `Decoder` may depend on: a bound."""
-    step = strides[0]  # samples
-    reach = taps * step
-    for i, n in enumerate(n_units):
-        if i:
-            reach += 2 * strides[i] * step
-            step *= strides[i]
-        reach += sum(2 * 3**k * step for k in range(n))
-    reach += 2 * step
-    return -(-reach // step) + 1
-
-
-class Analysis(nn.Module):
-    """Strided convolution of the waveform, kernel `taps`·stride: (B, 1, S) to (B, C, S / stride).
+class Analysis(Causal):
+    """Strided convolution of the waveform, kernel `taps`·stride: (B, n_channels, S) to
+    (B, C, S / stride).
 
     Computed on the polyphase form, which a CPU does several times faster than a convolution
     over one channel; full-rate layers would take half of the whole step."""
 
-    def __init__(self, d_out: int, stride: int, taps: int) -> None:
+    def __init__(self, d_out: int, stride: int, taps: int, n_channels: int = 1) -> None:
         super().__init__()
         self.stride = stride
-        self.conv = CausalConv(stride, d_out, taps)
+        self.conv = CausalConv(n_channels * stride, d_out, taps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        phases = x.reshape(x.shape[0], -1, self.stride).transpose(1, 2)  # (B, stride, steps)
-        return self.conv(phases)
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        phases = x.unflatten(-1, (-1, self.stride)).transpose(2, 3)  # (B, channels, stride, steps)
+        return self.conv(phases.flatten(1, 2), state)
 
 
-class Synthesis(nn.Module):
-    """Transposed twin of `Analysis`: (B, C, steps) to (B, 1, steps·stride)."""
+class Synthesis(Causal):
+    """Transposed twin of `Analysis`: (B, C, steps) to (B, n_channels, steps·stride)."""
 
-    def __init__(self, d_in: int, stride: int, taps: int) -> None:
+    def __init__(self, d_in: int, stride: int, taps: int, n_channels: int = 1) -> None:
         super().__init__()
-        self.conv = CausalConv(d_in, stride, taps, gain=0.3)
+        self.n_channels = n_channels
+        self.conv = CausalConv(d_in, n_channels * stride, taps, gain=0.3)
 
-    def forward(self, x: Tensor) -> Tensor:
-        phases = self.conv(x)  # (B, stride, steps)
-        return phases.transpose(1, 2).reshape(x.shape[0], 1, -1)
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        phases = self.conv(x, state).unflatten(1, (self.n_channels, -1))
+        return phases.transpose(2, 3).flatten(2)  # (B, channels, steps, stride) → (B, channels, S)
 
 
 class Encoder(nn.Module):
-    """Sound (B, 1, S), S a multiple of the strides' product, to latents (B, D, F).
+    """Sound (B, n_channels, S), S a multiple of the strides' product, to latents (B, D, F).
 
     `widths` are the channels after each stride, `n_units` the residual units there."""
 
     def __init__(
         self, widths: Sequence[int], strides: Sequence[int], n_units: Sequence[int],
-        d_latent: int, act: str, taps: int,
+        d_latent: int, act: str, taps: int, n_channels: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         assert len(widths) == len(n_units) == len(strides)
-        layers: list[nn.Module] = [Analysis(widths[0], strides[0], taps)]
+        layers: list[nn.Module] = [Analysis(widths[0], strides[0], taps, n_channels)]
         layers += _units(widths[0], n_units[0], act)
         for i in range(1, len(strides)):
             layers += [activation(act, widths[i - 1])]
             layers += [CausalConv(widths[i - 1], widths[i], 2 * strides[i], strides[i])]
             layers += _units(widths[i], n_units[i], act)
         layers += [activation(act, widths[-1]), CausalConv(widths[-1], d_latent, 3)]
-        self.layers = nn.Sequential(*layers)
+        self.layers = Chain(*layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        return self.layers(x, state)
 
 
 class Decoder(nn.Module):
-    """Latents (B, D, F) to sound (B, 1, S); arguments as in `Encoder`, applied in reverse."""
+    """Latents (B, D, F) to sound (B, n_channels, S); arguments as in `Encoder`, in reverse."""
 
     def __init__(
         self, widths: Sequence[int], strides: Sequence[int], n_units: Sequence[int],
-        d_latent: int, act: str, taps: int,
+        d_latent: int, act: str, taps: int, n_channels: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         assert len(widths) == len(n_units) == len(strides)
@@ -177,11 +200,12 @@ class Decoder(nn.Module):
             layers += [CausalConvTranspose(widths[i], widths[i - 1], 2 * strides[i], strides[i])]
             layers += _units(widths[i - 1], n_units[i - 1], act)
         # The output stays linear: a tanh would cost loud, clipped sounds their level.
-        layers += [activation(act, widths[0]), Synthesis(widths[0], strides[0], taps)]
-        self.layers = nn.Sequential(*layers)
+        layers += [activation(act, widths[0])]
+        layers += [Synthesis(widths[0], strides[0], taps, n_channels)]
+        self.layers = Chain(*layers)
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z)
+    def forward(self, z: Tensor, state: State | None = None) -> Tensor:
+        return self.layers(z, state)
 
     @property
     def last_weight(self) -> Tensor:

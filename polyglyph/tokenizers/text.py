@@ -109,8 +109,9 @@ class TextTokenizer(Tokenizer):
             ) from error
         return cls(writer.getvalue(), config)
 
-    def encode(self, media: Any) -> CodeGrid:
+    def encode(self, media: Any, *, n_codebooks: int | None = None) -> CodeGrid:
         """Raises InputError for anything but a string, and for lone surrogates."""
+        self.chosen_codebooks(n_codebooks)
         codes = np.asarray(self._encode(media), np.int32)[None]  # (1, T)
         return CodeGrid(self.modality, codes, TextMeta(), self.fingerprint)
 
@@ -133,6 +134,13 @@ class TextTokenizer(Tokenizer):
     def decode(self, grid: CodeGrid) -> str:
         self.check_fingerprint(grid)
         return self._pieces.decode(grid.codes[0].tolist())
+
+    def gather(self, chunks: Iterable[Any]) -> str:
+        """The chunks in a row: where they end is no end of a piece."""
+        parts = list(chunks)
+        if wrong := [part for part in parts if not isinstance(part, str)]:
+            raise InputError(f"text is expected, not a {type(wrong[0]).__name__}")
+        return "".join(parts)
 
     def piece(self, code: int) -> str:
         """What a code stands for, for people: "▁red", "<0xE2>"."""

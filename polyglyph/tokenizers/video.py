@@ -3,25 +3,35 @@
 Four frames and 8 × 8 pixels become one code. Everything that crosses frames is padded in front
 only and every norm is taken per frame, so a code never depends on a later group of frames and a
 decoded frame never on a later code (the front-padding rule of Emu3's VisionVQ: the number of
-frames is padded to a multiple of four by repeating the last one, no 1 + 4n rule).
-Knows nothing of ids, sound tracks or containers.
+frames is padded to a multiple of four by repeating the last one). With first_frame = "alone" the
+first code stands for the first frame only (the 1 + 4n rule of MAGVIT-v2, arXiv:2310.05737): three
+more of it are put in front of time. Repeating is done with latents, so that a still picture costs
+one frame's work. Knows nothing of ids, sound tracks or containers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from polyglyph.config import build
 from polyglyph.errors import ConfigError, InputError
-from polyglyph.media import Video
-from polyglyph.tokenizers.base import CodeGrid, SpanSpec, Tokenizer, VideoMeta
+from polyglyph.media import Image, Video
+from polyglyph.tokenizers.base import (
+    CodeGrid,
+    SpanSpec,
+    Tokenizer,
+    VideoMeta,
+    as_medium,
+    check_follows,
+    join_codes,
+)
 from polyglyph.tokenizers.blocks import (
     Decoder2d,
     TemporalDown,
@@ -37,7 +47,7 @@ from polyglyph.tokenizers.image import (
     to_uint8,
 )
 from polyglyph.tokenizers.losses import image_losses
-from polyglyph.tokenizers.neural import CodecStep, load_weights, read_codec, save_codec
+from polyglyph.tokenizers.neural import RESIDUAL_KINDS, CodecStep, load_net, save_codec
 from polyglyph.tokenizers.quantize import Quantizer
 
 # Pixels of one 2-D forward. A clip with more goes through in windows of whole codes that begin with
@@ -51,7 +61,9 @@ _PAST = 10
 class VideoCodecConfig(ImageCodecConfig):
     """`[codec]` of a video codec: the image trunk's fields and the temporal stack's.
 
-    n_temporal_levels: halvings of the frame count. fps: of clips made from generated codes.
+    n_temporal_levels: halvings of the frame count. first_frame: "pad": clips of 4n frames, filled
+    up at their end; "alone": clips of 1 + 4n, whose first frame has codes of its own.
+    fps: of clips made from generated codes.
     frames_in_loss: frames per clip that training decodes to pixels; the trunk works per frame,
     so a random subset is an unbiased estimate at a fraction of the work.
     init: folder of an image codec whose trunk this one starts from.
@@ -60,6 +72,8 @@ class VideoCodecConfig(ImageCodecConfig):
     modality: str = "video"
     span: str = "video"
     n_temporal_levels: int = Field(2, ge=1)
+    # Left out of a dump at its default: codecs saved before this field keep their fingerprint.
+    first_frame: Literal["pad", "alone"] = Field("pad", exclude_if=lambda rule: rule == "pad")
     fps: float = Field(8.0, gt=0)
     frames_in_loss: int = Field(3, ge=1)
     init: str | None = None
@@ -78,6 +92,8 @@ class VideoCodec(nn.Module):
         self.decoder = Decoder2d(*trunk, patch=config.patch)
         self.stride = self.encoder.stride
         self.stride_t = 2**config.n_temporal_levels
+        # Latents put before the first frame's: repeats of it.
+        self.lead = self.stride_t - 1 if config.first_frame == "alone" else 0
         width = self.encoder.width
         down: list[nn.Module] = []
         up: list[nn.Module] = [TemporalResidual(width)]
@@ -114,13 +130,28 @@ class VideoCodec(nn.Module):
         return z.unflatten(0, (b, f)).transpose(1, 2)
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """(B, F, 3, H, W) → (B, D, F/t, h, w)."""
-        return self.temporal_encoder(self.trunk(pixels))
+        """(B, F, 3, H, W) → (B, D, F/t, h, w); F is filled up to whole strides."""
+        return self.temporal_encoder(self.filled(self.trunk(pixels), self.lead))
 
-    def frames(self, z: Tensor, keep: Tensor | None = None, first: int = 0) -> Tensor:
-        """(B, D, F/t, h, w) → pixels (B, F, 3, H, W), from frame `first` on; only the frames in
-        `keep` (B, n) of these if given."""
-        z = self.temporal_decoder(z).transpose(1, 2)[:, first:]  # (B, F, D, h, w)
+    def filled(self, z: Tensor, lead: int) -> Tensor:
+        """(B, D, F, h, w) with `lead` repeats of its first frame before it, and as many of its
+        last behind it as make whole strides."""
+        tail = -(z.shape[2] + lead) % self.stride_t
+        if not lead and not tail:
+            return z
+        ends = z[:, :, :1].expand(-1, -1, lead, -1, -1), z[:, :, -1:].expand(-1, -1, tail, -1, -1)
+        return torch.cat([ends[0], z, ends[1]], 2)
+
+    def n_groups(self, n_frames: int) -> int:
+        """Codes in time of a clip of n_frames."""
+        return -(-(n_frames + self.lead) // self.stride_t)
+
+    def frames(
+        self, z: Tensor, keep: Tensor | None = None, first: int = 0, stop: int | None = None
+    ) -> Tensor:
+        """(B, D, F/t, h, w) → pixels (B, F, 3, H, W), of decoded frames `first` to `stop` (those
+        of `lead` count); only the frames in `keep` (B, n) of these if given."""
+        z = self.temporal_decoder(z).transpose(1, 2)[:, first:stop]  # (B, F, D, h, w)
         if keep is not None:
             z = torch.stack([clip[index] for clip, index in zip(z, keep, strict=True)])
         b, f = z.shape[:2]
@@ -129,14 +160,14 @@ class VideoCodec(nn.Module):
         return pixels.unflatten(0, (b, f))
 
     def training_losses(self, batch: Tensor) -> CodecStep:
-        """One forward over clips (B, F, 3, H, W), F a multiple of the temporal stride."""
+        """One forward over clips (B, F, 3, H, W)."""
         z = self.latents(batch)
         b, d, f, h, w = z.shape
         out = self.quantizer(z.flatten(2).transpose(1, 2))  # (B, fhw, D)
         quantized = out.quantized.transpose(1, 2).reshape(b, d, f, h, w).to(z.dtype)
         n = min(self.config.frames_in_loss, batch.shape[1])
         keep = torch.rand(batch.shape[:2]).argsort(dim=1)[:, :n].to(batch.device)  # (B, n)
-        x = self.frames(quantized, keep).flatten(0, 1)
+        x = self.frames(quantized, keep, self.lead).flatten(0, 1)
         target = torch.stack([clip[i] for clip, i in zip(batch, keep, strict=True)]).flatten(0, 1)
         losses = image_losses(x, target, self.config.loss) | {"quantizer": out.loss}
         return CodecStep(losses, x.float(), out.codes)
@@ -146,31 +177,45 @@ class VideoCodec(nn.Module):
         return self.decoder.conv_out.weight
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Tensor:
-        return self._codes(self.latents(pixels.to(self.last_layer.device)))
+    def encode(self, pixels: Tensor, n_codebooks: int | None = None) -> Tensor:
+        """(B, F, 3, H, W) → (B, Q, F/t, h, w)."""
+        return self._codes(self.latents(pixels.to(self.last_layer.device)), n_codebooks)
 
     @torch.no_grad()
-    def encode_next(self, pixels: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Codes of the frames that follow those of `past`, and the past of the next ones."""
+    def encode_next(
+        self, pixels: Tensor, past: Tensor | None, n_codebooks: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Codes of the frames that follow those of `past`, and the past of the next ones. Only the
+        last frames of a clip may be filled up to a whole stride."""
         z = self.trunk(pixels.to(self.last_layer.device))
+        z = self.filled(z, self.lead if past is None else 0)
         whole = z if past is None else torch.cat([past, z], 2)
         n_new = z.shape[2] // self.stride_t
-        codes = self._codes(self.temporal_encoder(whole))[:, :, -n_new:]
+        codes = self._codes(self.temporal_encoder(whole)[:, :, -n_new:], n_codebooks)
         return codes, whole[:, :, -_PAST * self.stride_t :].clone()
 
-    def _codes(self, z: Tensor) -> Tensor:
+    def _codes(self, z: Tensor, n_codebooks: int | None) -> Tensor:
         b, _, f, h, w = z.shape
-        codes = self.quantizer.encode(z.flatten(2).transpose(1, 2))
+        codes = self.quantizer.encode(z.flatten(2).transpose(1, 2), n_codebooks)
         return codes.transpose(1, 2).reshape(b, -1, f, h, w)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor, first: int = 0) -> Tensor:
-        """Pixels from frame `first` on."""
+    def decode(self, codes: Tensor, first: int | None = None, stop: int | None = None) -> Tensor:
+        """Pixels of decoded frames `first` (by default the first shown one) to `stop`."""
         b, q, f, h, w = codes.shape
         codes = codes.to(self.last_layer.device)
         z = self.quantizer.decode(codes.reshape(b, q, -1).transpose(1, 2))
         z = z.transpose(1, 2).reshape(b, -1, f, h, w)
-        return self.frames(z, first=first).clamp(-1, 1)
+        first = self.lead if first is None else first
+        return self.frames(z, first=first, stop=stop).clamp(-1, 1)
+
+
+@dataclass
+class _Past:
+    """What a stream keeps: of encoding the last latents, of decoding the last codes."""
+
+    latents: Tensor | None = None  # (1, D, F, h, w)
+    codes: np.ndarray | None = None  # (Q, F/t, h, w)
 
 
 class VideoTokenizer(Tokenizer):
@@ -187,78 +232,178 @@ class VideoTokenizer(Tokenizer):
         self.spec = SpanSpec(
             self.span, self.modality, quantizer.codebook_size, quantizer.n_codebooks, 3
         )
+        self.is_residual = quantizer.kind in RESIDUAL_KINDS
         self.stride = (net.stride_t, net.stride, net.stride)
         self.fingerprint = fingerprint
 
-    def encode(self, media: Any) -> CodeGrid:
-        return self.encode_batch([media])[0]
+    # -- encoding --------------------------------------------------------------------------------
 
-    def encode_batch(self, media: Sequence[Any]) -> list[CodeGrid]:
+    def encode(self, media: Any, *, n_codebooks: int | None = None) -> CodeGrid:
+        """A `Video`, or an `Image` as a clip of one frame."""
+        return self.encode_batch([media], n_codebooks=n_codebooks)[0]
+
+    def encode_batch(
+        self, media: Sequence[Any], *, n_codebooks: int | None = None
+    ) -> list[CodeGrid]:
         """Clips of one shape go through the net together, at most 2 M pixels at a time."""
-        videos = [item if isinstance(item, Video) else Video(item) for item in media]
+        n_books = self.chosen_codebooks(n_codebooks)
+        videos = [self._video(item) for item in media]
         shapes: dict[tuple[int, ...], list[int]] = {}
         for i, video in enumerate(videos):
             shapes.setdefault(video.frames.shape, []).append(i)
         grids: dict[int, CodeGrid] = {}
         for (n_frames, height, width, _), indices in shapes.items():
-            n = _PIXELS_PER_BATCH // (n_frames * height * width)
+            n = _PIXELS_PER_BATCH // (max(1, n_frames) * height * width)
             for start in range(0, len(indices), max(1, n)):
                 part = indices[start : start + max(1, n)]
                 if n:
                     pixels = torch.stack([self.padded(videos[i].frames) for i in part])
-                    codes = self.net.encode(pixels)
+                    codes = self.net.encode(pixels, *self.asked(n_books))
                 else:
-                    codes = self._encode_long(videos[part[0]].frames)
+                    past = _Past()
+                    windows = self._encode_next(videos[part[0]].frames, past, n_books)
+                    codes = torch.cat(list(windows), 2)
                 for i, code in zip(part, codes.cpu().numpy(), strict=True):
                     meta = VideoMeta(n_frames, height, width, float(videos[i].fps))
                     grid = code.astype(np.int32)
                     grids[i] = CodeGrid(self.modality, grid, meta, self.fingerprint)
         return [grids[i] for i in range(len(videos))]
 
-    def _encode_long(self, frames: np.ndarray) -> Tensor:
-        """Codes (1, 1, F/t, h, w) of uint8 (F, H, W, 3), a few groups of frames at a time."""
+    def _video(self, media: Any) -> Video:
+        if isinstance(media, Image):
+            return Video(media.array[None], self.config.fps)
+        return as_medium(media, Video)
+
+    def _encode_next(self, frames: np.ndarray, past: _Past, n_books: int) -> Iterator[Tensor]:
+        """Codes (1, Q, f, h, w) of uint8 (F, H, W, 3), a few groups of frames at a time."""
         n = self._n_groups(frames.shape[1] * frames.shape[2]) * self.net.stride_t
-        parts, past = [], None
-        for start in range(0, len(frames), n):
-            pixels = self.padded(frames[start : start + n])
-            codes, past = self.net.encode_next(pixels[None], past)
-            parts.append(codes)
-        return torch.cat(parts, 2)
+        lead = self.net.lead if past.latents is None else 0
+        starts = [0, *range(n - lead, len(frames), n)]
+        for start, stop in zip(starts, [*starts[1:], len(frames)], strict=True):
+            pixels = self.padded(frames[start:stop])[None]
+            codes, past.latents = self.net.encode_next(pixels, past.latents, *self.asked(n_books))
+            yield codes
 
     def _n_groups(self, n_pixels: int) -> int:
         """How many codes' frames of `n_pixels` each go through at once."""
         return max(1, _PIXELS_PER_BATCH // (self.net.stride_t * n_pixels))
 
     def padded(self, frames: np.ndarray) -> Tensor:
-        """uint8 (F, H, W, 3) → (F', 3, H', W'): edges and the last frame fill whole strides."""
+        """uint8 (F, H, W, 3) → (F, 3, H', W'): edges fill whole strides."""
         if not len(frames):
             raise InputError("a clip needs at least one frame, got none")
-        pixels = pad_to_stride(to_pixels(frames), self.net.stride)
-        return torch.cat([pixels, pixels[-1:].expand(-len(pixels) % self.net.stride_t, -1, -1, -1)])
+        return pad_to_stride(to_pixels(frames), self.net.stride)
+
+    def encode_stream(
+        self, chunks: Iterable[Any], *, n_codebooks: int | None = None
+    ) -> Iterator[CodeGrid]:
+        """Whole groups of frames as soon as they are there; the last piece fills up a group.
+
+        chunks: `Video` of any length (or `Image`), all of one size and rate (InputError)."""
+        n_books = self.chosen_codebooks(n_codebooks)
+        past, t = _Past(), self.net.stride_t
+        first: Video | None = None
+        waiting = np.zeros((0, 1, 1, 3), np.uint8)
+        for chunk in chunks:
+            clip = self._video(chunk)
+            first = first or clip
+            if (clip.frames.shape[1:], clip.fps) != (first.frames.shape[1:], first.fps):
+                raise InputError(
+                    f"the chunks of one clip have one size and rate; got {first!r}, then {clip!r}"
+                )
+            waiting = np.concatenate([waiting, clip.frames]) if len(waiting) else clip.frames
+            lead = self.net.lead if past.latents is None else 0
+            ready = max(0, (len(waiting) + lead) // t * t - lead)
+            if ready:
+                yield from self._pieces(waiting[:ready], first.fps, past, n_books)
+            waiting = waiting[ready:].copy()
+        if first is None or (past.latents is None and not len(waiting)):
+            raise InputError("a stream of frames needs at least one, got none")
+        if len(waiting):
+            yield from self._pieces(waiting, first.fps, past, n_books)
+
+    def _pieces(
+        self, frames: np.ndarray, fps: float, past: _Past, n_books: int
+    ) -> Iterator[CodeGrid]:
+        """The frames that follow in a stream, as grids."""
+        lead = self.net.lead if past.latents is None else 0
+        left = len(frames)
+        for codes in self._encode_next(frames, past, n_books):
+            grid = codes[0].cpu().numpy().astype(np.int32)
+            n_frames = min(left, grid.shape[1] * self.net.stride_t - lead)
+            left, lead = left - n_frames, 0
+            meta = VideoMeta(n_frames, frames.shape[1], frames.shape[2], float(fps))
+            yield CodeGrid(self.modality, grid, meta, self.fingerprint)
+
+    # -- decoding --------------------------------------------------------------------------------
 
     def decode(self, grid: CodeGrid) -> Video:
+        meta = self._checked(grid, self.net.lead)
+        past = _Past()
+        frames = np.concatenate(list(self._decode_next(grid.codes, meta, past)))
+        return Video(frames, meta.fps)
+
+    def _decode_next(self, codes: np.ndarray, meta: VideoMeta, past: _Past) -> Iterator[np.ndarray]:
+        """uint8 (F, H, W, 3) of the codes (Q, F/t, h, w) that follow in a stream."""
+        t, s = self.net.stride_t, self.net.stride
+        n = self._n_groups(codes.shape[2] * codes.shape[3] * s * s)
+        left = meta.n_frames
+        for start in range(0, codes.shape[1], n):
+            new = codes[:, start : start + n]
+            whole = new if past.codes is None else np.concatenate([past.codes, new], 1)
+            first = (whole.shape[1] - new.shape[1]) * t
+            first += self.net.lead if past.codes is None else 0
+            stop = min(whole.shape[1] * t, first + left)
+            past.codes = whole[:, -_PAST:]
+            left -= stop - first
+            if stop > first:
+                tensor = torch.from_numpy(whole.astype(np.int64))[None]
+                window = self.net.decode(tensor, first, stop)
+                yield to_uint8(window[0, :, :, : meta.height, : meta.width])
+
+    def decode_stream(self, pieces: Iterable[CodeGrid]) -> Iterator[Video]:
+        """The frames of every piece, in order. InputError where a piece that is cut within a group
+        of frames isn't the last, or has another size than the first."""
+        past, is_cut = _Past(), False
+        first: CodeGrid | None = None
+        for piece in pieces:
+            first = first or piece
+            lead = self.net.lead if past.codes is None else 0
+            meta = self._checked(piece, lead)
+            check_follows(first, piece)
+            if is_cut:
+                raise InputError(
+                    "a piece of a clip's stream ends within a group of frames; it must be last"
+                )
+            is_cut = meta.n_frames < piece.shape[0] * self.net.stride_t - lead
+            frames = np.concatenate(list(self._decode_next(piece.codes, meta, past)))
+            yield Video(frames, meta.fps)
+
+    def join(self, pieces: Sequence[CodeGrid]) -> CodeGrid:
+        codes = join_codes(pieces)
+        metas = [self._checked(piece, 0 if i else self.net.lead) for i, piece in enumerate(pieces)]
+        meta = replace(metas[0], n_frames=sum(meta.n_frames for meta in metas))
+        return CodeGrid(self.modality, codes, meta, pieces[0].fingerprint)
+
+    def _checked(self, grid: CodeGrid, lead: int) -> VideoMeta:
+        """The meta of a grid that this codec can decode."""
         self.check_fingerprint(grid)
         meta = grid.meta
         assert isinstance(meta, VideoMeta)
-        full = self.default_meta(grid.shape)
+        f, h, w = grid.shape
+        limits = (f * self.net.stride_t - lead, h * self.net.stride, w * self.net.stride)
         sizes = (meta.n_frames, meta.height, meta.width)
-        limits = (full.n_frames, full.height, full.width)
         if not all(0 < size <= limit for size, limit in zip(sizes, limits, strict=True)):
+            full = replace(meta, n_frames=limits[0], height=limits[1], width=limits[2])
             raise InputError(f"video codes of {full} can't be cropped to their meta {meta}")
-        codes = torch.from_numpy(grid.codes.astype(np.int64))[None]
-        n, t = self._n_groups(full.height * full.width), self.net.stride_t
-        parts = []
-        for start in range(0, grid.shape[0], n):
-            past = min(start, _PAST)
-            window = self.net.decode(codes[:, :, start - past : start + n], first=past * t)
-            parts.append(to_uint8(window[0, :, :, : meta.height, : meta.width]))
-        frames = np.concatenate(parts)[: meta.n_frames]
-        return Video(frames, meta.fps)
+        return meta
 
     def default_meta(self, grid_shape: Sequence[int]) -> VideoMeta:
         f, h, w = grid_shape
         s = self.net.stride
-        return VideoMeta(f * self.net.stride_t, h * s, w * s, self.config.fps)
+        return VideoMeta(f * self.net.stride_t - self.net.lead, h * s, w * s, self.config.fps)
+
+    # -- disk ------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         save_codec(
@@ -267,7 +412,4 @@ class VideoTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, folder: str | Path) -> VideoTokenizer:
-        data, tensors = read_codec(folder)
-        net = VideoCodec(build(VideoCodecConfig, data["config"], f"codec {folder}"))
-        load_weights(net, tensors, folder)
-        return cls(net, data["fingerprint"])
+        return cls(*load_net(VideoCodec, VideoCodecConfig, folder))

@@ -55,7 +55,7 @@ def test_a_clip_in_windows_is_the_clip_as_a_whole(
     lengths = []
     encode_next = net.encode_next
     monkeypatch.setattr(
-        net, "encode_next", lambda x, p: lengths.append(x.shape[1]) or encode_next(x, p)
+        net, "encode_next", lambda x, past: lengths.append(x.shape[1]) or encode_next(x, past)
     )
     monkeypatch.setattr(video, "_PIXELS_PER_BATCH", 2 * net.stride_t * 8 * 8)
     assert tokenizer.encode(clip) == whole and len(np.unique(whole.codes)) > 3

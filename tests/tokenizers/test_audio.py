@@ -3,10 +3,14 @@ codecs equal trained ones; a tiny net learns."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from polyglyph.checkpoint import fingerprint, load_tensors
 from polyglyph.config import build
 from polyglyph.errors import ConfigError, FormatError, InputError
 from polyglyph.media import Audio
@@ -83,12 +87,12 @@ def test_codes_of_a_beginning_are_the_beginning_of_the_codes(tokenizer: AudioTok
 def test_windows_of_a_long_sound_equal_the_whole(
     tokenizer: AudioTokenizer, monkeypatch: pytest.MonkeyPatch, n_frames: int
 ) -> None:
-    x = 0.2 * torch.randn(2, 1, 20 * n_frames, generator=torch.Generator().manual_seed(0))
-    codes = tokenizer.net.encode(x)
-    wave = tokenizer.net.decode(codes)
+    x = sound(20 * n_frames - 3)
+    grid = tokenizer.encode(x)
+    wave = tokenizer.decode(grid).samples
     monkeypatch.setattr("polyglyph.tokenizers.audio._SAMPLES_PER_BATCH", 7 * 20)
-    assert torch.equal(tokenizer.net.encode(x), codes)
-    assert torch.allclose(tokenizer.net.decode(codes), wave, atol=1e-5)
+    assert tokenizer.encode_batch([sound(5), x]) == [tokenizer.encode(sound(5)), grid]
+    assert np.abs(tokenizer.decode(grid).samples - wave).max() <= 1e-5 * np.abs(wave).max()
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
@@ -121,6 +125,81 @@ def test_silence_encodes_and_decodes(tokenizer: AudioTokenizer) -> None:
 def test_lists_of_another_length_than_strides_are_refused() -> None:
     with pytest.raises(ConfigError, match="widths needs one entry per stride"):
         build(AudioCodecConfig, {"strides": (8, 5, 4, 4), "widths": (8, 16)}, "test")
+
+
+def test_a_codec_starts_only_from_one_of_its_shape() -> None:
+    net = codec(1)
+    net.init_from(AudioTokenizer(codec(4)).net)
+    x = 0.2 * torch.randn(1, 1, 100)
+    assert torch.equal(net.eval().encode(x), AudioTokenizer(codec(4)).net.encode(x))
+    for change, said in (
+        ({"widths": (8, 13)}, r"has widths = \(8, 13\), this one \(8, 12\)"),
+        ({"quantizer": {**SMALL.quantizer.model_dump(), "codebook_size": 5}}, "codebook_size = 5"),
+    ):
+        other = AudioCodec(build(AudioCodecConfig, {**SMALL.model_dump(), **change}, "test"))
+        with pytest.raises(ConfigError, match=said):
+            codec(1).init_from(AudioTokenizer(other).net)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"strides": ()}, "strides"),
+        ({"strides": (5, 0)}, "strides.1"),
+        ({"widths": (8, -1)}, "widths.1"),
+        ({"encoder_units": (1, -1)}, "encoder_units.1"),
+        ({"channels": 3}, "channels"),
+        ({"d_latent": 10**12}, "no AudioCodec has these sizes"),
+    ],
+)
+def test_a_config_that_makes_no_codec_is_a_line(change: dict, said: str, tmp_path: Path) -> None:
+    AudioTokenizer(codec()).save(tmp_path / "c")
+    path = tmp_path / "c" / "codec.json"
+    data = json.loads(path.read_text())
+    data["config"] |= change
+    tensors = load_tensors(tmp_path / "c" / "weights.safetensors")
+    data["fingerprint"] = fingerprint(tensors, data["config"])
+    path.write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match=said):
+        AudioTokenizer.load(tmp_path / "c")
+
+
+def test_a_stereo_codec_keeps_two_channels_and_a_mono_one_says_nothing_of_them() -> None:
+    config = build(AudioCodecConfig, {**SMALL.model_dump(), "channels": 2}, "test")
+    torch.manual_seed(0)
+    stereo = AudioTokenizer(AudioCodec(config))
+    a, b = sound(77, channels=2), sound(77, channels=1)
+    assert stereo.decode(stereo.encode(a)).samples.shape == (2, 77)
+    assert not stereo.encode(a).same_codes(stereo.encode(Audio(a.samples[::-1], 4000)))
+    twice = Audio(np.repeat(b.samples, 2, 0), 4000)
+    assert stereo.encode(b).same_codes(stereo.encode(twice))
+    assert stereo.default_meta((3,)) == AudioMeta(60, 4000, 2)
+    step = AudioCodec(config).training_losses(0.2 * torch.randn(3, 2, 400))
+    assert step.reconstruction.shape == (3, 2, 400) and step.codes.shape == (3, 20, 3)
+    assert "channels" not in SMALL.model_dump() and config.model_dump()["channels"] == 2
+
+
+def test_fewer_codebooks_are_the_first_ones(tokenizer: AudioTokenizer) -> None:
+    whole = tokenizer.encode(sound(333))
+    for n in (1, 2, 3):
+        grid = tokenizer.encode(sound(333), n_codebooks=n)
+        assert np.array_equal(grid.codes, whole.codes[:n]) and grid.meta == whole.meta
+        assert tokenizer.decode(grid).samples.shape == (1, 333)
+    for n in (0, 4, True, 1.5):
+        with pytest.raises(InputError, match="has codebooks 1 to 3; got"):
+            tokenizer.encode(sound(333), n_codebooks=n)
+
+
+def test_a_training_forward_leaves_codebooks_out() -> None:
+    quantizer = {**SMALL.quantizer.model_dump(), "quantize_dropout": True}
+    net = AudioCodec(build(AudioCodecConfig, {**SMALL.model_dump(), "quantizer": quantizer}, "t"))
+    net.train().quantizer.attach_learner()
+    depths = set()
+    for _ in range(12):
+        step = net.training_losses(0.2 * torch.randn(2, 1, 200))
+        assert all(bool(torch.isfinite(loss)) for loss in step.losses.values())
+        depths.add(int((step.codes[0, 0] >= 0).sum()))
+    assert depths == {1, 2, 3}
 
 
 def test_a_tokenizer_of_a_training_net_leaves_the_net_and_the_random_state_alone() -> None:

@@ -150,7 +150,7 @@ class Halves(Tokenizer):
     spec = SpanSpec("region", "region", 4, 1, 1)
     fingerprint = "a" * 64
 
-    def encode(self, media: list[int]) -> CodeGrid:
+    def encode(self, media: list[int], *, n_codebooks: int | None = None) -> CodeGrid:
         codes = np.array([media], np.int32) // 2
         return CodeGrid(self.modality, codes, self.default_meta(codes.shape[1:]), self.fingerprint)
 

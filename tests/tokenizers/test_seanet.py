@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from polyglyph.tokenizers.seanet import (
+    Analysis,
     CausalConv,
     CausalConvTranspose,
     Decoder,
     Encoder,
+    Synthesis,
     fold_weight_norm,
     folded_state,
     is_folded,
-    past_frames,
 )
 
 SHAPE = {"widths": (6, 9, 10), "strides": (3, 5, 2), "n_units": (1, 2, 0), "d_latent": 7, "taps": 2}
@@ -44,17 +45,30 @@ def test_a_later_sample_never_changes_an_earlier_frame(frame: int) -> None:
 
 
 @torch.no_grad()
-def test_nothing_older_than_past_frames_reaches_a_frame() -> None:
+@pytest.mark.parametrize("sizes", [(1,) * 9, (4, 5), (2, 1, 6)])
+def test_chunks_that_hand_their_state_on_equal_the_whole(sizes: tuple[int, ...]) -> None:
     encoder, decoder = nets()
-    past = past_frames(SHAPE["strides"], SHAPE["n_units"], SHAPE["taps"])
-    x = torch.randn(1, 1, 30 * (past + 4))
-    changed = x.clone()
-    changed[..., : 30 * 3] += 1
-    a, b = encoder(x), encoder(changed)
-    assert torch.equal(a[..., past + 3 :], b[..., past + 3 :]) and past < 20
-    a[..., :3], b[..., :3] = 0, 1
-    b[..., 3:] = a[..., 3:]
-    assert torch.equal(decoder(a)[..., 30 * (past + 3) :], decoder(b)[..., 30 * (past + 3) :])
+    x, z = torch.randn(2, 1, 30 * 9), torch.randn(2, 7, 9)
+    past, later = {}, {}
+    a = torch.cat([encoder(part, past) for part in x.split([30 * n for n in sizes], -1)], -1)
+    b = torch.cat([decoder(part, later) for part in z.split(sizes, -1)], -1)
+    torch.testing.assert_close(a, encoder(x), rtol=0, atol=1e-5)
+    torch.testing.assert_close(b, decoder(z), rtol=0, atol=1e-5)
+    cut = torch.cat([encoder(part) for part in x.split([30 * n for n in sizes], -1)], -1)
+    assert not torch.allclose(cut, a), "the past matters"
+
+
+@torch.no_grad()
+def test_stereo_of_two_channels_is_not_mixed_by_the_ends() -> None:
+    torch.manual_seed(0)
+    ends = [Analysis(4, 3, 2, n_channels=2), Synthesis(4, 3, 2, n_channels=2)]
+    x = torch.randn(1, 2, 12)
+    weight, bias = ends[0].conv.conv.weight, ends[0].conv.conv.bias  # (4, 2 · 3, 2)
+    taps = torch.cat([torch.zeros(1, 2, 3), x], -1).unfold(-1, 6, 3)[0]  # (2, steps, 6)
+    filters = weight.unflatten(1, (2, 3)).permute(0, 1, 3, 2).flatten(2)  # (4, 2, 6)
+    due = torch.einsum("dck,csk->ds", filters, taps) + bias[:, None]
+    torch.testing.assert_close(ends[0](x)[0], due)
+    assert ends[1](ends[0](x)).shape == x.shape
 
 
 @torch.no_grad()

@@ -101,7 +101,7 @@ def test_padding_repeats_the_last_frame(tokenizer: VideoTokenizer) -> None:
     short = clip(5)
     long = Video(np.concatenate([short.frames, short.frames[-1:].repeat(3, 0)]), 8.0)
     assert np.array_equal(tokenizer.encode(short).codes, tokenizer.encode(long).codes)
-    assert tokenizer.padded(long.frames).shape == (8, 3, 8, 12)
+    assert tokenizer.padded(long.frames[:, :7]).shape == (8, 3, 8, 12)
     with pytest.raises(InputError, match="at least one frame"):
         tokenizer.padded(long.frames[:0])
 

@@ -57,6 +57,7 @@ class AudioMeta(Meta):
     sample_rate: int  # Hz, of the codec
     n_channels: int
     source_rate: int | None = None  # Hz, of the input
+    levels: tuple[float, ...] = ()  # of each window, where a codec divides by them (EnCodec 48 kHz)
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,11 @@ META_TYPES: dict[str, type[Meta]] = {
 
 
 def meta_to_json(meta: Meta) -> dict[str, Any]:
-    """The fields of `meta` as plain JSON values (tuples become lists)."""
+    """The fields of `meta` as plain JSON values (tuples become lists, empty defaults are left out)."""
+    unset = {f.name for f in dataclasses.fields(meta) if f.default == ()}
     pairs = dataclasses.asdict(meta).items()
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in pairs}
+    kept = {key: value for key, value in pairs if value != () or key not in unset}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
 
 
 def meta_from_json(modality: str, data: Mapping[str, Any]) -> Meta:

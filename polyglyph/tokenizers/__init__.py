@@ -21,6 +21,13 @@ TABLE = {
 }
 MODALITIES = tuple(TABLE)
 
+# Nets of published codecs, by the `architecture` of a saved codec's config; a codec without one is
+# of its modality's own net.
+ARCHITECTURES = {
+    "vqgan": "polyglyph.tokenizers.vqgan:Vqgan",
+    "visionvq": "polyglyph.tokenizers.visionvq:VisionVq",
+}
+
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer saved in `folder`, of the class that its codec.json's `modality` names.

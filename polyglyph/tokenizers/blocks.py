@@ -10,6 +10,10 @@ Shapes: B batch, C channels, H W pixels or grid, F frames.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +23,48 @@ def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with the most groups up to 32 that leave at least four channels each."""
     n_groups = max(g for g in range(1, 33) if channels % g == 0 and (channels // g >= 4 or g == 1))
     return nn.GroupNorm(n_groups, channels, eps=1e-6)
+
+
+Norm = Callable[[int], nn.Module]  # width → a norm of it
+
+
+class SpatialNorm(nn.Module):
+    """MoVQ's norm (2209.09002): GroupNorm(x) · scale(zq) + shift(zq), so that every code says at
+    its own place how bright and how contrasted the features become.
+
+    norm: of x. conv: a 3×3 convolution over zq, at the size of x, before scale and shift.
+    """
+
+    def __init__(
+        self, channels: int, d_condition: int, norm: Norm = group_norm, conv: bool = False
+    ) -> None:
+        super().__init__()
+        self.norm = norm(channels)
+        self.conv = nn.Conv2d(d_condition, d_condition, 3, padding=1) if conv else None
+        self.scale = nn.Conv2d(d_condition, channels, 1)
+        self.shift = nn.Conv2d(d_condition, channels, 1)
+
+    def forward(self, x: Tensor, zq: Tensor) -> Tensor:
+        """x (B, C, n·h, n·w), zq (B, d_condition, h, w)."""
+        b, c, height, width = x.shape
+        n = height // zq.shape[2]
+        if self.conv is not None:
+            zq, n = self.conv(_enlarged(zq, n)), 1
+        # 1×1 convolutions commute with repeating cells: n² times less work on the small grid.
+        scale, shift = (
+            self.scale(zq)[:, :, :, None, :, None],
+            self.shift(zq)[:, :, :, None, :, None],
+        )
+        cells = self.norm(x).unflatten(3, (width // n, n)).unflatten(2, (height // n, n))
+        return torch.addcmul(shift, cells, scale).reshape(b, c, height, width)
+
+
+def _enlarged(x: Tensor, n: int) -> Tensor:
+    return F.interpolate(x, scale_factor=float(n), mode="nearest") if n > 1 else x
+
+
+def _normed(norm: nn.Module, x: Tensor, zq: Tensor | None) -> Tensor:
+    return norm(x, zq) if isinstance(norm, SpatialNorm) else norm(x)
 
 
 class PositionNorm(nn.Module):
@@ -57,17 +103,18 @@ class LocalBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """norm → swish → 3×3 → norm → swish → 3×3, with a 1×1 shortcut where the width changes."""
 
-    def __init__(self, d_in: int, d_out: int) -> None:
+    def __init__(self, d_in: int, d_out: int, norm: Norm = group_norm) -> None:
         super().__init__()
-        self.norm1 = group_norm(d_in)
+        self.norm1 = norm(d_in)
         self.conv1 = nn.Conv2d(d_in, d_out, 3, padding=1)
-        self.norm2 = group_norm(d_out)
+        self.norm2 = norm(d_out)
         self.conv2 = nn.Conv2d(d_out, d_out, 3, padding=1)
         self.shortcut = nn.Conv2d(d_in, d_out, 1) if d_in != d_out else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
+        """zq: the condition of a SpatialNorm."""
+        h = self.conv1(F.silu(_normed(self.norm1, x, zq)))
+        h = self.conv2(F.silu(_normed(self.norm2, h, zq)))
         return self.shortcut(x) + h
 
 
@@ -76,20 +123,49 @@ class ResidualBlock(nn.Module):
 _WINDOW = 64
 
 
+@dataclass(frozen=True)
+class TrunkStyle:
+    """What published relatives of Table 7 do differently from our own trunks.
+
+    attention_levels: levels (0 the finest) whose every residual block is followed by attention.
+    norm: of encoder blocks; decoder_norm: of decoder blocks, a SpatialNorm for MoVQ.
+    whole: attention sees the whole grid, whatever its size.
+    """
+
+    attention_levels: tuple[int, ...] = ()
+    norm: Norm = group_norm
+    decoder_norm: Norm = group_norm
+    whole: bool = False
+
+
 class SpatialAttention(nn.Module):
     """Single-head self-attention over the grid, scaled by C^-0.5 (2012.09841, Table 7); over
-    windows of it where a side is longer than 64 cells."""
+    windows of it where a side is longer than 64 cells, unless `whole`."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: Norm = group_norm, whole: bool = False) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
+        self.whole = whole
+        # Where the first cell lies in a larger grid of which x is a tile: windows stay in place.
+        self.origin = (0, 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        bands = self.qkv(self.norm(x)).split(_WINDOW, 2)
-        rows = [torch.cat([_attend(tile) for tile in band.split(_WINDOW, 3)], 3) for band in bands]
+    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
+        qkv = self.qkv(_normed(self.norm, x, zq))
+        if self.whole:
+            return x + self.out(_attend(qkv))
+        heights, widths = (_cuts(at, n) for at, n in zip(self.origin, x.shape[2:], strict=True))
+        bands = qkv.split(heights, 2)
+        rows = [torch.cat([_attend(tile) for tile in band.split(widths, 3)], 3) for band in bands]
         return x + self.out(torch.cat(rows, 2))
+
+
+def _cuts(start: int, length: int) -> list[int]:
+    """The lengths of the windows in cells start to start + length."""
+    ends = range(start - start % _WINDOW + _WINDOW, start + length, _WINDOW)
+    edges = [start, *ends, start + length]
+    return [b - a for a, b in itertools.pairwise(edges)]
 
 
 def _attend(qkv: Tensor) -> Tensor:
@@ -101,11 +177,32 @@ def _attend(qkv: Tensor) -> Tensor:
 
 
 class Middle(nn.Sequential):
-    def __init__(self, channels: int, attention: bool) -> None:
-        attend: nn.Module = SpatialAttention(channels) if attention else nn.Identity()
+    """Two residual blocks at the coarsest level, attention between them."""
+
+    def __init__(
+        self,
+        channels: int,
+        attention: bool,
+        norm: Norm = group_norm,
+        whole: bool = False,
+    ) -> None:
+        attend: nn.Module = nn.Identity()
+        if attention:
+            attend = SpatialAttention(channels, norm, whole)
         super().__init__(
-            ResidualBlock(channels, channels), attend, ResidualBlock(channels, channels)
+            ResidualBlock(channels, channels, norm), attend, ResidualBlock(channels, channels, norm)
         )
+
+    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
+        for layer in self:
+            x = _applied(layer, x, zq)
+        return x
+
+
+def _applied(layer: nn.Module, x: Tensor, zq: Tensor | None) -> Tensor:
+    """One layer of a trunk; `zq` reaches those that have norms."""
+    conditioned = isinstance(layer, ResidualBlock | SpatialAttention | Middle | SpatialNorm)
+    return layer(x, zq) if conditioned and zq is not None else layer(x)
 
 
 class Downsample(nn.Module):
@@ -142,9 +239,11 @@ class Encoder2d(nn.Module):
         n_res_blocks: int,
         attention: bool,
         patch: int = 1,
+        style: TrunkStyle = TrunkStyle(),
     ) -> None:
         super().__init__()
         widths = [base * m for m in multipliers]
+        norm, whole = style.norm, style.whole
         layers: list[nn.Module] = [
             nn.PixelUnshuffle(patch),
             nn.Conv2d(3 * patch**2, widths[0], 3, padding=1),
@@ -152,13 +251,16 @@ class Encoder2d(nn.Module):
         d = widths[0]
         for level, width in enumerate(widths):
             for _ in range(n_res_blocks):
-                layers.append(ResidualBlock(d, width))
+                layers.append(ResidualBlock(d, width, norm))
                 d = width
+                if level in style.attention_levels:
+                    layers.append(SpatialAttention(d, norm, whole))
             if level < len(widths) - 1:
                 layers.append(Downsample(d))
         self.width = d
         self.stride = patch * 2 ** (len(widths) - 1)
-        self.layers = nn.Sequential(*layers, Middle(d, attention), group_norm(d), nn.SiLU())
+        middle = Middle(d, attention, norm, whole)
+        self.layers = nn.Sequential(*layers, middle, norm(d), nn.SiLU())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -207,24 +309,31 @@ class Decoder2d(nn.Module):
         n_res_blocks: int,
         attention: bool,
         patch: int = 1,
+        style: TrunkStyle = TrunkStyle(),
     ) -> None:
         super().__init__()
         widths = [base * m for m in multipliers]
+        norm, whole = style.decoder_norm, style.whole
         d = widths[-1]
         self.width = d
-        layers: list[nn.Module] = [Middle(d, attention)]
+        layers: list[nn.Module] = [Middle(d, attention, norm, whole)]
         for level in reversed(range(len(widths))):
             for _ in range(n_res_blocks + 1):
-                layers.append(ResidualBlock(d, widths[level]))
+                layers.append(ResidualBlock(d, widths[level], norm))
                 d = widths[level]
+                if level in style.attention_levels:
+                    layers.append(SpatialAttention(d, norm, whole))
             if level:
                 layers.append(Upsample(d))
-        self.layers = nn.Sequential(*layers, group_norm(d), nn.SiLU())
+        self.layers = nn.Sequential(*layers, norm(d), nn.SiLU())
         self.conv_out = nn.Conv2d(d, 3 * patch**2, 3, padding=1)
         self.unfold = nn.PixelShuffle(patch)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.unfold(self.conv_out(self.layers(x)))
+    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
+        """zq (B, d_condition, h, w): the condition of a trunk with spatial norms."""
+        for layer in self.layers:
+            x = _applied(layer, x, zq)
+        return self.unfold(self.conv_out(x))
 
 
 class CausalConv3d(nn.Module):
@@ -317,9 +426,11 @@ __all__ = [
     "PositionNorm",
     "ResidualBlock",
     "SpatialAttention",
+    "SpatialNorm",
     "TemporalDown",
     "TemporalResidual",
     "TemporalUp",
+    "TrunkStyle",
     "Upsample",
     "group_norm",
 ]

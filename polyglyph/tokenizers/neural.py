@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from polyglyph.checkpoint import fingerprint, load_tensors, save_tensors
 from polyglyph.config import Config, build
-from polyglyph.errors import ConfigError, FormatError
+from polyglyph.errors import ConfigError, FormatError, unknown
+from polyglyph.lookup import resolve
+from polyglyph.tokenizers import ARCHITECTURES
 from polyglyph.tokenizers.base import read_codec_json, write_codec_json
 
 N = TypeVar("N", bound=nn.Module)
@@ -103,10 +105,18 @@ def load_net(
 ) -> tuple[N, str]:
     """The saved net, ready to encode and decode, and its fingerprint.
 
+    It is a `net_class`, unless the config names another `architecture` (a published codec's).
+
     prepare: what is done to the untrained net before the weights come. FormatError or ConfigError
     for a folder that is damaged or of another codec."""
     data, tensors = read_codec(folder)
     source = f"codec {folder}"
+    if "architecture" in data["config"]:
+        name = str(data["config"]["architecture"])
+        if name not in ARCHITECTURES:
+            raise unknown("architecture", name, ARCHITECTURES, FormatError)
+        net_class = resolve(ARCHITECTURES[name])
+        config_class = net_class.config_class  # type: ignore[attr-defined]
     net = make_net(net_class, build(config_class, data["config"], source), source)
     if prepare is not None:
         prepare(net)

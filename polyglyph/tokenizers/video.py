@@ -53,8 +53,8 @@ from polyglyph.tokenizers.quantize import Quantizer
 # Pixels of one 2-D forward. A clip with more goes through in windows of whole codes that begin with
 # the past they depend on, so the codes stay the same.
 _PIXELS_PER_BATCH = 1 << 21
-# Codes before its own that a code, or a decoded group of frames, depends on: less than ten, however
-# often the frames are halved (each halving reaches half as far as the next one).
+# Our own stack reaches back less than ten codes, however often the frames are halved (each halving
+# reaches half as far as the next one).
 _PAST = 10
 
 
@@ -83,6 +83,11 @@ class VideoCodec(nn.Module):
     """Pixels (B, F, 3, H, W) in [-1, 1] ↔ codes (B, 1, F/t, H/s, W/s)."""
 
     starts_from = "image"  # the modality of the codec that `init` names
+
+    @property
+    def n_past(self) -> int:
+        """Codes before its own that a code, or a decoded group of frames, depends on at most."""
+        return _PAST
 
     def __init__(self, config: VideoCodecConfig) -> None:
         super().__init__()
@@ -192,7 +197,7 @@ class VideoCodec(nn.Module):
         whole = z if past is None else torch.cat([past, z], 2)
         n_new = z.shape[2] // self.stride_t
         codes = self._codes(self.temporal_encoder(whole)[:, :, -n_new:], n_codebooks)
-        return codes, whole[:, :, -_PAST * self.stride_t :].clone()
+        return codes, whole[:, :, -self.n_past * self.stride_t :].clone()
 
     def _codes(self, z: Tensor, n_codebooks: int | None) -> Tensor:
         b, _, f, h, w = z.shape
@@ -354,7 +359,7 @@ class VideoTokenizer(Tokenizer):
             first = (whole.shape[1] - new.shape[1]) * t
             first += self.net.lead if past.codes is None else 0
             stop = min(whole.shape[1] * t, first + left)
-            past.codes = whole[:, -_PAST:]
+            past.codes = whole[:, -self.net.n_past :]
             left -= stop - first
             if stop > first:
                 tensor = torch.from_numpy(whole.astype(np.int64))[None]

@@ -25,7 +25,7 @@ TABLE = {
 }
 
 # Where a codec sits in a checkpoint that holds more than it.
-PREFIXES = ("model.vqmodel.", "vqmodel.", "gen_vision_model.")
+PREFIXES = ("model.vqmodel.", "vqmodel.", "gen_vision_model.", "first_stage_model.")
 
 # kind → `model_type`s of a config.json that mean it.
 MODEL_TYPES = {
@@ -34,13 +34,14 @@ MODEL_TYPES = {
     "llamagen": ("janus_vqgan", "janus", "multi_modality"),
 }
 
-# kind → keys that only it has, the first kind of which all occur being taken.
-SIGNATURES = {
-    "emu3": ("encoder.time_conv.0.conv.weight", "quant_conv.conv.weight"),
-    "llamagen": ("encoder.conv_blocks.0.res.0.norm1.weight",),
-    "movq": ("decoder.mid.block_1.norm1.norm_layer.weight", "quantize.embedding.weight"),
-    "taming": ("encoder.down.0.block.0.norm1.weight", "quant_conv.weight"),
-}
+# (kind, keys that it has and no kind before it); the first whose keys all occur is taken.
+SIGNATURES = (
+    ("emu3", ("encoder.time_conv.0.conv.conv.weight",)),
+    ("llamagen", ("encoder.conv_blocks.0.res.0.norm1.weight",)),
+    ("llamagen", ("encoder.conv_in.weight", "decoder.up.0.upsample.conv.weight")),
+    ("movq", ("decoder.mid.block_1.norm1.norm_layer.weight",)),
+    ("taming", ("encoder.down.0.block.0.norm1.weight", "decoder.conv_in.weight")),
+)
 
 
 def import_codec(source: str | Path, kind: str = "auto") -> tuple[Tokenizer, Report]:
@@ -70,10 +71,27 @@ def detect(source: Source) -> str:
     for kind, names in MODEL_TYPES.items():
         if stated in names:
             return kind
-    for kind, keys in SIGNATURES.items():
+    for kind, keys in SIGNATURES:
         if all(key in source.state for key in keys):
-            return kind
+            return _decided(kind, source)
     raise InputError(
         f"{shown(source.path)} is no codec that is recognised; "
         f"name its kind, one of {', '.join(TABLE)}"
     )
+
+
+# kind → (start of a second set's keys, the kind that takes it): never chosen by guessing.
+_TWO_SETS = {"movq": ("ema_encoder.", "movq-ema")}
+
+
+def _decided(kind: str, source: Source) -> str:
+    from polyglyph.checkpoint import shown
+    from polyglyph.errors import InputError
+
+    start, other = _TWO_SETS.get(kind, ("", ""))
+    if start and any(key.startswith(start) for key in source.state):
+        raise InputError(
+            f"{shown(source.path)} holds two sets of weights; name kind {kind!r} for the raw ones "
+            f"or {other!r} for their moving averages"
+        )
+    return kind

@@ -167,7 +167,7 @@ def _only_tensors(
         if not isinstance(value, Tensor):
             left[str(key)] = f"a {type(value).__name__}, not a tensor"
             extra.setdefault(str(key), value)
-        elif value.layout != torch.strided or value.is_quantized or value.is_meta:
+        elif not _is_dense(value):
             raise FormatError(f"{shown(path)}: {key} is not a plain dense tensor")
         else:
             state[str(key)] = value
@@ -175,6 +175,13 @@ def _only_tensors(
         names = ", ".join(repr(str(key))[:40] for key in list(data)[:4])
         raise FormatError(f"{shown(path)} holds no tensors; it holds {names or 'nothing'}")
     return Source(path, state, extra=extra, chosen=chosen, left=left)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """False for sparse, quantized and empty-handed tensors, and for views that repeat memory."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -337,7 +344,7 @@ def convert_state(
             report.shape.append(f"{theirs}: {shapes}")
             continue
         report.loaded.update({theirs: name for theirs, _ in found.values()})
-        ours[name] = joined
+        ours[name] = (joined.float() if joined.is_floating_point() else joined).contiguous()
     report.missing += sorted(expected.keys() - parts.keys())
     report.check()
     _refuse_non_finite(ours, report)
@@ -370,7 +377,7 @@ def _joined(
             except (RuntimeError, IndexError):
                 report.shape.append(f"{name}: {tuple(tensor.shape)} can't be converted")
                 return None
-    return (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+    return tensor
 
 
 def _best_merge(found: Iterable[str], merges: Sequence[Merge]) -> Merge | None:

@@ -326,11 +326,13 @@ class Decoder2d(nn.Module):
             if level:
                 layers.append(Upsample(d))
         self.layers = nn.Sequential(*layers, norm(d), nn.SiLU())
+        self.is_conditioned = isinstance(self.layers[-2], SpatialNorm)
         self.conv_out = nn.Conv2d(d, 3 * patch**2, 3, padding=1)
         self.unfold = nn.PixelShuffle(patch)
 
     def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
-        """zq (B, d_condition, h, w): the condition of a trunk with spatial norms."""
+        """zq (B, d_condition, h, w): the condition of spatial norms, by default the latents."""
+        zq = x if zq is None and self.is_conditioned else zq
         for layer in self.layers:
             x = _applied(layer, x, zq)
         return self.unfold(self.conv_out(x))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,13 @@ from polyglyph.config import Config
 from polyglyph.errors import InputError
 from polyglyph.media import Image
 from polyglyph.tokenizers.base import CodeGrid, ImageMeta, SpanSpec, Tokenizer, as_medium
-from polyglyph.tokenizers.blocks import Decoder2d, Encoder2d, LocalEncoder2d
+from polyglyph.tokenizers.blocks import (
+    Decoder2d,
+    Encoder2d,
+    LocalEncoder2d,
+    SpatialNorm,
+    TrunkStyle,
+)
 from polyglyph.tokenizers.losses import ImageLossConfig, image_losses
 from polyglyph.tokenizers.neural import RESIDUAL_KINDS, CodecStep, load_net, save_codec
 from polyglyph.tokenizers.quantize import Quantizer, QuantizerConfig
@@ -34,6 +40,7 @@ class ImageCodecConfig(Config):
 
     local: an encoder whose codes see only the pixels (and frames) that they stand for
     (LocalEncoder2d); the decoder sees everything in any case.
+    decoder: "movq" has norms that every code scales and shifts at its own place (SpatialNorm).
     """
 
     modality: str = "image"
@@ -44,6 +51,8 @@ class ImageCodecConfig(Config):
     attention: bool = True
     patch: int = Field(2, ge=1)
     local: bool = False
+    # Left out of a dump at its default: codecs saved before this field keep their fingerprint.
+    decoder: Literal["plain", "movq"] = Field("plain", exclude_if=lambda kind: kind == "plain")
     quantizer: QuantizerConfig = QuantizerConfig()
     loss: ImageLossConfig = ImageLossConfig()
 
@@ -56,15 +65,24 @@ def make_encoder(config: ImageCodecConfig) -> Encoder2d | LocalEncoder2d:
     return Encoder2d(*shape, config.attention, patch=config.patch)
 
 
+def make_decoder(config: ImageCodecConfig) -> Decoder2d:
+    """The 2-D trunk of an image or video decoder."""
+    shape = (config.base, config.multipliers, config.n_res_blocks, config.attention)
+    style = TrunkStyle()
+    if config.decoder == "movq":
+        width = config.base * config.multipliers[-1]
+        style = TrunkStyle(decoder_norm=lambda channels: SpatialNorm(channels, width))
+    return Decoder2d(*shape, patch=config.patch, style=style)
+
+
 class ImageCodec(nn.Module):
     """Pixels (B, 3, H, W) in [-1, 1] ↔ codes (B, 1, H/s, W/s)."""
 
     def __init__(self, config: ImageCodecConfig) -> None:
         super().__init__()
         self.config = config
-        trunk = (config.base, config.multipliers, config.n_res_blocks, config.attention)
         self.encoder = make_encoder(config)
-        self.decoder = Decoder2d(*trunk, patch=config.patch)
+        self.decoder = make_decoder(config)
         self.stride = self.encoder.stride
         self.quantizer = Quantizer(config.quantizer, self.encoder.width)
 

@@ -32,15 +32,11 @@ from polyglyph.tokenizers.base import (
     check_follows,
     join_codes,
 )
-from polyglyph.tokenizers.blocks import (
-    Decoder2d,
-    TemporalDown,
-    TemporalResidual,
-    TemporalUp,
-)
+from polyglyph.tokenizers.blocks import TemporalDown, TemporalResidual, TemporalUp
 from polyglyph.tokenizers.image import (
     ImageCodec,
     ImageCodecConfig,
+    make_decoder,
     make_encoder,
     pad_to_stride,
     to_pixels,
@@ -56,6 +52,8 @@ _PIXELS_PER_BATCH = 1 << 21
 # Our own stack reaches back less than ten codes, however often the frames are halved (each halving
 # reaches half as far as the next one).
 _PAST = 10
+# Fields of the configuration that a trunk's shape depends on.
+_TRUNK_FIELDS = ("base", "multipliers", "n_res_blocks", "attention", "patch", "local", "decoder")
 
 
 class VideoCodecConfig(ImageCodecConfig):
@@ -92,9 +90,8 @@ class VideoCodec(nn.Module):
     def __init__(self, config: VideoCodecConfig) -> None:
         super().__init__()
         self.config = config
-        trunk = (config.base, config.multipliers, config.n_res_blocks, config.attention)
         self.encoder = make_encoder(config)
-        self.decoder = Decoder2d(*trunk, patch=config.patch)
+        self.decoder = make_decoder(config)
         self.stride = self.encoder.stride
         self.stride_t = 2**config.n_temporal_levels
         # Latents put before the first frame's: repeats of it.
@@ -111,7 +108,7 @@ class VideoCodec(nn.Module):
 
     def init_from(self, image: ImageCodec) -> None:
         """Start the trunk from that of an image codec; ConfigError where their shapes differ."""
-        for name in ("base", "multipliers", "n_res_blocks", "attention", "patch", "local"):
+        for name in _TRUNK_FIELDS:
             ours, theirs = getattr(self.config, name), getattr(image.config, name)
             if ours != theirs:
                 raise ConfigError(

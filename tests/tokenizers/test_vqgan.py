@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch import nn
 
 from polyglyph.errors import InputError
 from polyglyph.tokenizers.blocks import SpatialNorm
+from polyglyph.tokenizers.image import ImageCodec, ImageCodecConfig, ImageTokenizer
 from polyglyph.tokenizers.vqgan import CodebookConfig, FixedCodebook, Vqgan, VqganConfig
 
 
@@ -107,3 +110,21 @@ def test_pictures_of_one_batch_are_coded_as_alone() -> None:
     assert codes.shape == (3, 1, 5, 7)
     for i in range(3):
         assert torch.equal(net.encode(x[i : i + 1])[0], codes[i])
+
+
+def test_our_own_codecs_may_have_a_movq_decoder(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    small = {"base": 8, "multipliers": (1, 2), "quantizer": {"codebook_size": 16, "d_code": 4}}
+    plain = ImageCodec(ImageCodecConfig(**small))
+    net = ImageCodec(ImageCodecConfig(**small, decoder="movq"))
+    assert "decoder" not in plain.config.model_dump(mode="json"), "saved codecs keep their mark"
+    norms = [m for m in net.modules() if isinstance(m, SpatialNorm)]
+    assert norms and not any(isinstance(m, SpatialNorm) for m in plain.modules())
+    step = net.training_losses(torch.rand(2, 3, 8, 8) * 2 - 1)
+    torch.stack(list(step.losses.values())).sum().backward()
+    assert all(float(norm.scale.weight.grad.abs().sum()) > 0 for norm in norms)
+    tokenizer = ImageTokenizer(net)
+    tokenizer.save(tmp_path / "codec")
+    again = ImageTokenizer.load(tmp_path / "codec")
+    codes = torch.randint(16, (1, 1, 2, 3))
+    assert torch.equal(again.net.decode(codes), net.eval().decode(codes))

@@ -27,11 +27,13 @@ from polyglyph.tokenizers.blocks import (
     SpatialNorm,
     TrunkStyle,
 )
-from polyglyph.tokenizers.losses import ImageLossConfig, image_losses
+from polyglyph.tokenizers.losses import ImageLossConfig, added, image_losses
 from polyglyph.tokenizers.neural import RESIDUAL_KINDS, CodecStep, load_net, save_codec
 from polyglyph.tokenizers.quantize import Quantizer, QuantizerConfig
+from polyglyph.tokenizers.tiling import decode_tiled, encode_tiled
 
-# Pixels that one forward may hold: 2 M pixels of the tiny codec take about 0.6 GiB.
+# Pixels that one forward may hold: 2 M pixels of the tiny codec take about 0.6 GiB. A larger
+# picture goes through in tiles.
 _PIXELS_PER_BATCH = 1 << 21
 
 
@@ -172,14 +174,22 @@ class ImageTokenizer(Tokenizer):
             n = max(1, _PIXELS_PER_BATCH // (h * w))
             for start in range(0, len(indices), n):
                 part = indices[start : start + n]
-                pixels = to_pixels(np.stack([arrays[i] for i in part]))
-                pixels = pad_to_stride(pixels, self.net.stride)
-                codes = self.net.encode(pixels, *self.asked(n_books))
-                for i, code in zip(part, codes.cpu().numpy(), strict=True):
+                codes = self._codes([arrays[i] for i in part], self.asked(n_books))
+                for i, code in zip(part, codes, strict=True):
                     grids[i] = CodeGrid(
                         self.modality, code.astype(np.int32), ImageMeta(h, w), self.fingerprint
                     )
         return [grid for grid in grids if grid is not None]
+
+    def _codes(self, arrays: Sequence[np.ndarray], asked: tuple[int, ...]) -> np.ndarray:
+        """Codes (B, Q, h, w) of pictures uint8 (H, W, 3) of one size."""
+        if arrays[0].shape[0] * arrays[0].shape[1] > _PIXELS_PER_BATCH:
+            tiled = (
+                encode_tiled(self.net, a, to_pixels, _PIXELS_PER_BATCH, *asked) for a in arrays
+            )
+            return np.stack(list(tiled))
+        pixels = pad_to_stride(to_pixels(np.stack(arrays)), self.net.stride)
+        return self.net.encode(pixels, *asked).cpu().numpy()
 
     def _array(self, media: Any) -> np.ndarray:
         import PIL.Image
@@ -192,11 +202,15 @@ class ImageTokenizer(Tokenizer):
         meta = grid.meta
         assert isinstance(meta, ImageMeta)
         self._check_size(grid, meta)
-        pixels = self.net.decode(torch.from_numpy(grid.codes.astype(np.int64))[None])
-        array = to_uint8(pixels[..., : meta.height, : meta.width])[0]
+        full = self.default_meta(grid.shape)
+        if full.height * full.width > _PIXELS_PER_BATCH:
+            array = decode_tiled(self.net, grid.codes, to_uint8, _PIXELS_PER_BATCH)
+        else:
+            pixels = self.net.decode(torch.from_numpy(grid.codes.astype(np.int64))[None])
+            array = to_uint8(pixels)[0]
         import PIL.Image
 
-        return Image(PIL.Image.fromarray(array))
+        return Image(PIL.Image.fromarray(array[: meta.height, : meta.width]))
 
     def _check_size(self, grid: CodeGrid, meta: ImageMeta) -> None:
         full = self.default_meta(grid.shape)

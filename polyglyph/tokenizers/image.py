@@ -27,7 +27,7 @@ from polyglyph.tokenizers.blocks import (
     SpatialNorm,
     TrunkStyle,
 )
-from polyglyph.tokenizers.losses import ImageLossConfig, added, image_losses
+from polyglyph.tokenizers.losses import ImageLossConfig, image_losses
 from polyglyph.tokenizers.neural import RESIDUAL_KINDS, CodecStep, load_net, save_codec
 from polyglyph.tokenizers.quantize import Quantizer, QuantizerConfig
 from polyglyph.tokenizers.tiling import decode_tiled, encode_tiled

@@ -15,6 +15,7 @@ from polyglyph.tokenizers.blocks import (
     Encoder2d,
     FrameNorm,
     LocalEncoder2d,
+    Middle,
     PositionNorm,
     ResidualBlock,
     SpatialAttention,
@@ -75,6 +76,29 @@ def test_upsampling_convolves_repeated_pixels() -> None:
     x = torch.randn(1, 3, 3, 5)
     due = block.conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3))
     torch.testing.assert_close(block(x), due)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (23, 18)])
+def test_four_small_convolutions_upsample_as_one_large_one(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    block = shaken(Upsample(5))
+    x = torch.randn(2, 5, height, width)
+    due = block.conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    torch.testing.assert_close(block(x), due, rtol=1e-5, atol=1e-5)
+    with torch.enable_grad():  # training convolves the repeated pixels
+        assert torch.equal(block(x), due)
+
+
+def test_what_runs_in_place_without_gradients_gives_the_same() -> None:
+    torch.manual_seed(0)
+    for block in (ResidualBlock(8, 8), ResidualBlock(8, 12), Middle(8, True)):
+        x = torch.randn(2, 8, 3, 5)
+        kept = x.clone()
+        due = block(x).detach()
+        with torch.no_grad():
+            torch.testing.assert_close(block(x), due)
+        assert torch.equal(x, kept)
 
 
 @torch.no_grad()

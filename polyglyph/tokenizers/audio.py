@@ -51,7 +51,7 @@ from polyglyph.tokenizers.seanet import (
     is_folded,
     load_folded,
 )
-from polyglyph.tokenizers.spectral import SpectralLoss
+from polyglyph.tokenizers.spectral import AudioLossConfig, SpectralLoss
 
 # The net works on sound of about unit level; speech and music have a root mean square near 0.2.
 _LEVEL = 0.2
@@ -95,22 +95,6 @@ class Resampler:
         return np.ascontiguousarray(made, np.float32)
 
 
-class AudioLossConfig(Config):
-    """`[loss]` of an audio codec: the weight of each summand.
-
-    mel: multi-scale log-mel L1. stft: spectral convergence and log magnitude. waveform: energy of
-    the error over the energy of the sound. windows: STFT sizes in samples. adversarial,
-    discriminator_start: the discriminator of train/adversarial.py.
-    """
-
-    mel: float = Field(1.0, ge=0)
-    stft: float = Field(0.3, ge=0)
-    waveform: float = Field(1.0, ge=0)
-    windows: tuple[PositiveInt, ...] = (2048, 512, 128)
-    adversarial: float = Field(0.0, ge=0)
-    discriminator_start: int = Field(0, ge=0)
-
-
 class AudioCodecConfig(Config):
     """`[codec]` of an audio codec. Samples per frame = the product of `strides`.
 
@@ -148,6 +132,8 @@ class AudioCodecConfig(Config):
 
 class AudioCodec(nn.Module):
     """Sound (B, C, S) in about [-1, 1] ↔ codes (B, Q, F), S a multiple of `hop`."""
+
+    discriminator = "sound"  # which of train/adversarial.py judges it
 
     def __init__(self, config: AudioCodecConfig) -> None:
         super().__init__()
@@ -193,7 +179,9 @@ class AudioCodec(nn.Module):
             "waveform": loss.waveform * waveform_distance(x, batch),
             "quantizer": out.loss,
         }
-        return CodecStep(losses, x, out.codes)
+        if loss.l1:
+            losses["l1"] = loss.l1 * (x - batch).abs().mean()
+        return CodecStep(losses, x, out.codes, latents=z)
 
     @property
     def last_layer(self) -> Tensor:

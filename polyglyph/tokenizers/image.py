@@ -27,7 +27,7 @@ from polyglyph.tokenizers.blocks import (
     SpatialNorm,
     TrunkStyle,
 )
-from polyglyph.tokenizers.losses import ImageLossConfig, image_losses
+from polyglyph.tokenizers.losses import ImageLossConfig, added, image_losses
 from polyglyph.tokenizers.neural import RESIDUAL_KINDS, CodecStep, load_net, save_codec
 from polyglyph.tokenizers.quantize import Quantizer, QuantizerConfig
 from polyglyph.tokenizers.tiling import decode_tiled, encode_tiled
@@ -43,6 +43,7 @@ class ImageCodecConfig(Config):
     local: an encoder whose codes see only the pixels (and frames) that they stand for
     (LocalEncoder2d); the decoder sees everything in any case.
     decoder: "movq" has norms that every code scales and shifts at its own place (SpatialNorm).
+    init: folder of a codec of the same shape, or the run that made it, to train on from.
     """
 
     modality: str = "image"
@@ -57,6 +58,7 @@ class ImageCodecConfig(Config):
     decoder: Literal["plain", "movq"] = Field("plain", exclude_if=lambda kind: kind == "plain")
     quantizer: QuantizerConfig = QuantizerConfig()
     loss: ImageLossConfig = ImageLossConfig()
+    init: str | None = added(None)
 
 
 def make_encoder(config: ImageCodecConfig) -> Encoder2d | LocalEncoder2d:
@@ -98,9 +100,9 @@ class ImageCodec(nn.Module):
         z = self.encoder(batch)  # (B, D, h, w)
         b, d, h, w = z.shape
         out = self.quantizer(z.flatten(2).transpose(1, 2))  # (B, hw, D)
-        x = self.decoder(out.quantized.transpose(1, 2).reshape(b, d, h, w).to(z.dtype))
+        x = self.decoder(out.quantized.transpose(1, 2).reshape(b, d, h, w).to(z.dtype)).float()
         losses = image_losses(x, batch, self.config.loss) | {"quantizer": out.loss}
-        return CodecStep(losses, x.float(), out.codes)
+        return CodecStep(losses, x, out.codes)
 
     @property
     def last_layer(self) -> Tensor:

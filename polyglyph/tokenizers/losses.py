@@ -1,33 +1,107 @@
-"""Pure reconstruction losses of the image and video codecs. No discriminators, no running state.
+"""Pure reconstruction losses of the image and video codecs, and the weights of all of them.
 
 Pictures are (B, C, H, W) in [-1, 1]; every loss is a mean, so that weights carry over between
-sizes. Knows nothing of codecs or training loops; the spectral losses of sound are in spectral.py.
+sizes. No discriminators, no running state. Knows nothing of codecs or training loops; the spectral
+losses of sound are in spectral.py, perceptual nets in features.py.
 """
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from polyglyph.config import Config
+from polyglyph.errors import InputError
 
 
-class ImageLossConfig(Config):
+def added(default: Any, **limits: Any) -> Any:
+    """A field that is left out of a dump at its default, so that codecs saved before there was
+    such a field keep their fingerprint."""
+    return Field(default, exclude_if=lambda value: value == default, **limits)
+
+
+class JudgedLossConfig(Config):
+    """What the `[loss]` of every codec says of its discriminator and of how summands are weighed.
+
+    adversarial: weight of the discriminator's hinge term; discriminator_start: the step from which
+    it trains and counts; discriminator_width: its filters. adaptive_weight: times the ratio of
+    gradient norms at the last layer (2012.09841). lecam: weight of LeCam's regularisation of the
+    discriminator (2104.03310). feature_matching: weight of the distance between the
+    discriminator's features of a medium and of its reconstruction. balancer: EnCodec's
+    (2210.13438): every summand's gradient at the output is brought to its share of the weights.
+    """
+
+    adversarial: float = Field(0.0, ge=0)
+    discriminator_start: int = Field(0, ge=0)
+    discriminator_width: int = added(32, ge=8, multiple_of=8)
+    adaptive_weight: bool = added(True)
+    lecam: float = added(0.0, ge=0)
+    feature_matching: float = added(0.0, ge=0)
+    balancer: bool = added(False)
+
+    @model_validator(mode="after")
+    def _judged_by_something(self) -> JudgedLossConfig:
+        for name in ("lecam", "feature_matching"):
+            if getattr(self, name) and not self.adversarial:
+                raise ValueError(f"{name} needs a discriminator; give adversarial a weight")
+        return self
+
+
+class ImageLossConfig(JudgedLossConfig):
     """`[loss]` of the image and video codecs: the weight of each summand.
 
     object_weight: how much heavier than the background a pixel weighs that stands out from it.
     structure: weight of the multi-scale gradient loss, the closed-form stand-in for a learned
-    perceptual net. adversarial, discriminator_start: PatchGAN of train/adversarial.py.
+    perceptual net. discriminator_layers: strided layers of the PatchGAN of train/adversarial.py.
+
+    perceptual: weight of the distance between features of a net (LPIPS, 1801.03924).
+    perceptual_net: "vgg16" (perceptual_weights names its file, perceptual_heads the file of the
+    LPIPS heads), "small" (our own, trained on procedural pictures by the config `features`;
+    perceptual_weights names its file or run) or "random" (the small net untrained).
     """
 
     l1: float = Field(1.0, ge=0)
     l2: float = Field(1.0, ge=0)
     object_weight: float = Field(0.0, ge=0)
     structure: float = Field(0.5, ge=0)
-    adversarial: float = Field(0.0, ge=0)
-    discriminator_start: int = Field(0, ge=0)
+    discriminator_layers: int = added(2, ge=1, le=6)
+    perceptual: float = added(0.0, ge=0)
+    perceptual_net: Literal["vgg16", "small", "random"] | None = added(None)
+    perceptual_weights: str | None = added(None)
+    perceptual_heads: str | None = added(None)
+
+    @model_validator(mode="after")
+    def _net_and_weights(self) -> ImageLossConfig:
+        net, weights = self.perceptual_net, self.perceptual_weights
+        if self.perceptual and net is None:
+            raise ValueError('perceptual needs perceptual_net: "vgg16", "small" or "random"')
+        if net in ("vgg16", "small") and weights is None:
+            made = "a VGG16 state dict" if net == "vgg16" else "what `train --config features` made"
+            raise ValueError(
+                f'perceptual_net "{net}" needs perceptual_weights, the file of {made}; features '
+                'without training are perceptual_net "random"'
+            )
+        if net == "random" and weights is not None:
+            raise ValueError('perceptual_net "random" takes no perceptual_weights')
+        if self.perceptual_heads is not None and net != "vgg16":
+            raise ValueError('perceptual_heads are of perceptual_net "vgg16"')
+        return self
+
+
+def check_range(x: Tensor, what: str) -> None:
+    """InputError unless `x` lies in about [-1, 1], where codecs train; NaN is let through.
+
+    Half of the range beyond it is allowed: sounds may clip a little."""
+    low, high = (float(v) for v in x.detach().aminmax())
+    if max(-low, high) > 1.5:
+        raise InputError(
+            f"{what} are due in [-1, 1], these reach from {low:.4g} to {high:.4g}; "
+            "divide pixels of 0…255 by 127.5 and subtract 1, 16-bit sound by 32768"
+        )
 
 
 def object_weights(target: Tensor, weight: float) -> Tensor:

@@ -35,6 +35,8 @@ class CodecStep:
     losses: dict[str, Tensor]
     reconstruction: Tensor
     codes: Tensor  # (..., Q)
+    target: Tensor | None = None  # what the reconstruction is of, if that isn't the whole batch
+    latents: Tensor | None = None  # (B, F, D) before quantization, where codes are in time
 
 
 def inference_state(net: nn.Module) -> dict[str, Tensor]:

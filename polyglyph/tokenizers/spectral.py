@@ -1,4 +1,5 @@
-"""Spectral views of sound: mel filterbank, log-mel, multi-scale distances, SI-SDR.
+"""Spectral views of sound: mel filterbank, log-mel, multi-scale distances, SI-SDR; the weights of
+an audio codec's losses.
 
 Pure functions and loss modules over waveforms (..., S). Knows nothing of codecs, codes or
 training loops. Losses after DAC (arXiv:2306.06546) and Parallel WaveGAN (arXiv:1910.11480);
@@ -12,12 +13,46 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from polyglyph.tokenizers.losses import JudgedLossConfig, added
 
 FLOOR = 1e-5  # magnitudes below -100 dB of full scale count as silence
 N_MELS = {32: 5, 64: 10, 128: 20, 256: 40, 512: 64, 1024: 80, 2048: 128}
 """Bands per window such that no triangle is empty (DAC's 5 to 320, kept below two per bin)."""
+
+
+class AudioLossConfig(JudgedLossConfig):
+    """`[loss]` of an audio codec: the weight of each summand.
+
+    mel: multi-scale log-mel L1. stft: spectral convergence and log magnitude. waveform: energy of
+    the error over the energy of the sound. l1: mean absolute error of the samples. windows: STFT
+    sizes in samples. discriminator_windows: those of the multi-scale STFT discriminator.
+
+    semantic: weight of the distillation of a speech model into the first codebook (tokenizers/
+    semantic.py); teacher: the folder of a HuBERT; teacher_layer: one of its layers, else the mean
+    of all.
+    """
+
+    mel: float = Field(1.0, ge=0)
+    stft: float = Field(0.3, ge=0)
+    waveform: float = Field(1.0, ge=0)
+    l1: float = added(0.0, ge=0)
+    windows: tuple[PositiveInt, ...] = (2048, 512, 128)
+    discriminator_windows: tuple[PositiveInt, ...] = added((2048, 1024, 512, 256, 128))
+    semantic: float = added(0.0, ge=0)
+    teacher: str | None = added(None)
+    teacher_layer: int | None = added(None, ge=0)
+
+    @model_validator(mode="after")
+    def _teacher_named(self) -> AudioLossConfig:
+        if self.semantic and self.teacher is None:
+            raise ValueError("semantic needs teacher, the folder of a HuBERT in safetensors")
+        if min(self.discriminator_windows, default=0) < 16:
+            raise ValueError("discriminator_windows are at least one, of 16 samples or more")
+        return self
 
 
 def hertz_to_mel(hertz: np.ndarray) -> np.ndarray:

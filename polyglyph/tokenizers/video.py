@@ -64,7 +64,8 @@ class VideoCodecConfig(ImageCodecConfig):
     fps: of clips made from generated codes.
     frames_in_loss: frames per clip that training decodes to pixels; the trunk works per frame,
     so a random subset is an unbiased estimate at a fraction of the work.
-    init: folder of an image codec whose trunk this one starts from.
+    init: folder of an image codec whose trunk this one starts from, or of a video codec of the
+    same shape to train on from.
     """
 
     modality: str = "video"
@@ -169,10 +170,10 @@ class VideoCodec(nn.Module):
         quantized = out.quantized.transpose(1, 2).reshape(b, d, f, h, w).to(z.dtype)
         n = min(self.config.frames_in_loss, batch.shape[1])
         keep = torch.rand(batch.shape[:2]).argsort(dim=1)[:, :n].to(batch.device)  # (B, n)
-        x = self.frames(quantized, keep, self.lead).flatten(0, 1)
+        x = self.frames(quantized, keep, self.lead).flatten(0, 1).float()
         target = torch.stack([clip[i] for clip, i in zip(batch, keep, strict=True)]).flatten(0, 1)
         losses = image_losses(x, target, self.config.loss) | {"quantizer": out.loss}
-        return CodecStep(losses, x.float(), out.codes)
+        return CodecStep(losses, x, out.codes, target=target)
 
     @property
     def last_layer(self) -> Tensor:

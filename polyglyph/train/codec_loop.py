@@ -1,40 +1,39 @@
 """Trains an image, video or audio codec on media: one plain loop.
 
 Batches, rates and samples are pure functions of (config, step); with the saved states of net,
-learner, optimizer, discriminator and random generator a resumed run continues bit for bit. NaN
-and collapse of a codebook stop the run with a sentence. Knows nothing of ids.
+learner, optimizer, discriminator, balancer, averages and random generators a resumed run continues
+bit for bit. NaN, a wrong range of values and collapse of a codebook stop the run with a sentence.
+Knows nothing of ids.
 """
 
 from __future__ import annotations
 
-import math
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from polyglyph.checkpoint import find_checkpoint, write_manifest
-from polyglyph.config import Config, build, dump
-from polyglyph.data.media_batches import MediaBatches, MediaDataConfig
+from polyglyph.checkpoint import write_manifest
+from polyglyph.config import Config, dump
+from polyglyph.data.media_batches import BUILT_IN_RATE, MediaBatches, MediaDataConfig
 from polyglyph.device import autocast, pick_device, pick_dtype
-from polyglyph.errors import ConfigError, PolyglyphError
-from polyglyph.lookup import find
-from polyglyph.tokenizers import TABLE, load_tokenizer
+from polyglyph.errors import ConfigError
 from polyglyph.tokenizers.base import read_codec_json
 from polyglyph.tokenizers.neural import CodecStep
 from polyglyph.tokenizers.quantize import QuantizerConfig, codebook_use
-from polyglyph.train.adversarial import (
-    DISCRIMINATORS,
-    adaptive_weight,
-    discriminator_loss,
-    generator_loss,
-)
+from polyglyph.train.adversarial import Judge, adaptive_weight
+from polyglyph.train.averaging import WeightAverage
+from polyglyph.train.balancer import Balancer
 from polyglyph.train.config import RunSection
+from polyglyph.train.criteria import Criteria
+from polyglyph.train.guards import Guards, check_finite
 from polyglyph.train.optimizer import (
     OptimizerConfig,
     ScheduleConfig,
@@ -45,6 +44,7 @@ from polyglyph.train.optimizer import (
     optimizer_tensors,
     set_rate,
 )
+from polyglyph.train.randomness import random_state, set_random_state
 from polyglyph.train.runlog import (
     CheckpointConfig,
     Interrupted,
@@ -52,8 +52,7 @@ from polyglyph.train.runlog import (
     StopSignals,
     peak_bytes,
 )
-
-COLLAPSE_STEPS = 200
+from polyglyph.train.starting import frozen_mark, make_net
 
 
 class CodecEvalConfig(Config):
@@ -63,8 +62,18 @@ class CodecEvalConfig(Config):
     n: int = Field(64, ge=1)
 
 
+class AverageConfig(Config):
+    """`[ema]`: a running mean of the weights beside the ones that train.
+
+    decay: of the mean, 0 for none. export: which set is checked and written as the codec."""
+
+    decay: float = Field(0.0, ge=0, lt=1)
+    export: Literal["ema", "raw"] = "ema"
+
+
 class CodecRun(Config):
-    """A whole codec run. `[codec]` and `[loss]` are those of the codec of `codec.modality`."""
+    """A whole codec run. `[codec]` and `[loss]` are those of the codec of `codec.modality`, with
+    codec.freeze = "encoder" to train only the decoder of `codec.init`."""
 
     run: RunSection
     codec: dict[str, Any]
@@ -73,41 +82,9 @@ class CodecRun(Config):
     data: MediaDataConfig = MediaDataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    ema: AverageConfig = Field(AverageConfig(), exclude_if=lambda ema: ema == AverageConfig())
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: CodecEvalConfig = CodecEvalConfig()
-
-
-def make_net(config: CodecRun) -> tuple[nn.Module, type]:
-    """The untrained net of a run and its tokenizer class; ConfigError on wrong sections."""
-    modality = config.codec.get("modality")
-    if not isinstance(modality, str):
-        raise ConfigError("codec.modality is missing; name the medium the codec is for")
-    tokenizer_class = find(TABLE, modality, "modality")
-    if not hasattr(tokenizer_class, "net_class"):
-        raise ConfigError(f"{modality} has no codec that trains on media; see run.kind")
-    sections = {**config.codec, "quantizer": config.quantizer, "loss": config.loss}
-    codec = build(tokenizer_class.config_class, sections, "[codec], [quantizer], [loss]")
-    torch.manual_seed(config.run.seed)
-    net = tokenizer_class.net_class(codec)
-    if getattr(codec, "init", None):
-        net.init_from(_trained(codec.init, getattr(net, "starts_from", modality)))
-    net.quantizer.attach_learner()
-    return net, tokenizer_class
-
-
-def _trained(path: str, modality: str) -> nn.Module:
-    """The net of the codec of `modality` in a checkpoint, run or codec folder."""
-    folders = [Path(path)]
-    if not (folders[0] / "codec.json").is_file():
-        inside = sorted((find_checkpoint(path) / "tokenizers").glob("*/codec.json"))
-        folders = [file.parent for file in inside]
-    for folder in folders:
-        if read_codec_json(folder)["modality"] == modality:
-            tokenizer: Any = load_tokenizer(folder)
-            return tokenizer.net
-    raise ConfigError(
-        f"codec.init: {path} holds no {modality} codec; name such a codec's folder or run"
-    )
 
 
 class CodecTraining:
@@ -121,18 +98,31 @@ class CodecTraining:
         self.dtype = pick_dtype(self.device, config.run.dtype)
         self.net, self.tokenizer_class = make_net(config)
         self.net.to(self.device)
-        self.optimizer = make_optimizer(self.net, config.optimizer)
-        loss = self.net.config.loss
-        self.adversarial = float(getattr(loss, "adversarial", 0.0))
-        self.start = int(getattr(loss, "discriminator_start", 0))
-        self.judge: nn.Module | None = None
-        if self.adversarial:
+        self.loss: Any = self.net.config.loss
+        self.frozen = frozen_mark(self.net) if "freeze" in config.codec else None
+        if self.frozen and getattr(self.loss, "semantic", 0.0):
+            raise ConfigError("loss.semantic trains the encoder, which codec.freeze keeps as it is")
+        self.criteria = Criteria(self.net).to(self.device)
+        # What the criteria train goes behind the net: without any, the state is the net's alone.
+        self.trained = nn.ModuleList([self.net, self.criteria])
+        self.optimizer = make_optimizer(self.trained, config.optimizer)
+        self.judge: Judge | None = None
+        if self.loss.adversarial:
             kind = getattr(self.net, "discriminator", "pictures")
-            self.judge = DISCRIMINATORS[kind]().to(self.device)
-            self.judge_optimizer = make_optimizer(self.judge, config.optimizer)
-        self.batches = MediaBatches(config.codec["modality"], config.data, config.run.seed)
+            self.judge = Judge(kind, self.loss, config.optimizer).to(self.device)
+        self.balancer = Balancer() if self.loss.balancer else None
+        self.average = WeightAverage(self.net, config.ema.decay) if config.ema.decay else None
+        codec = self.net.config
+        self.batches = MediaBatches(
+            config.codec["modality"],
+            config.data,
+            config.run.seed,
+            sample_rate=getattr(codec, "sample_rate", BUILT_IN_RATE),
+            n_channels=getattr(codec, "channels", 1),
+            hop=getattr(self.net, "hop", 1),
+        )
         self.step = 0
-        self.low_use = 0
+        self.guards = Guards()
         self.last: CodecStep | None = None
         self.last_batch: Tensor | None = None
 
@@ -141,7 +131,14 @@ class CodecTraining:
         convert: Callable[[np.ndarray], Tensor] = getattr(
             self.net, "batch_tensor", torch.from_numpy
         )
-        return convert(array).to(self.device)
+        batch = convert(array).to(self.device)
+        stride = getattr(self.net, "stride", 1)
+        if batch.shape[-1] % stride:
+            raise ConfigError(
+                f"data.side is {batch.shape[-1]}, no multiple of the codec's stride of {stride}; "
+                f"set it to {batch.shape[-1] // stride * stride or stride}"
+            )
+        return batch
 
     def advance(self) -> dict[str, Any]:
         """One step; returns what the log wants of it."""
@@ -152,22 +149,23 @@ class CodecTraining:
         waited = time.perf_counter()
         batch = self.tensor_batch(self.step)
         waited = time.perf_counter() - waited
+        self.guards.check_batch(batch, self.step + 1)
         self.net.train()
         with autocast(self.device, self.dtype):
             out: CodecStep = self.net.training_losses(batch)
-        losses = dict(out.losses)
+            losses = dict(out.losses) | self.criteria.losses(self.net, batch, out)
+        if self.frozen:
+            losses.pop("quantizer", None)  # nothing that it could move
+        judged = self.judge is not None and self.step >= self.loss.discriminator_start
+        if judged:
+            losses |= self._fool(batch, out, torch.stack(list(losses.values())).sum())
         total = torch.stack(list(losses.values())).sum()
-        if self.judge is not None and self.step >= self.start:
-            losses["adversarial"] = self._fool(out.reconstruction, total)
-            total = total + losses["adversarial"]
-        self._check_finite("loss", float(total.detach()))
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        norm = clip_gradients(self.net, self.config.optimizer.clip)
-        self._check_finite("gradient norm", norm)
-        self.optimizer.step()
-        if self.judge is not None and self.step >= self.start:
-            losses["discriminator"] = self._train_judge(batch, out.reconstruction, rate)
+        check_finite("loss", float(total.detach()), self.step + 1)
+        norm = self._descend(losses, total, out.reconstruction)
+        if judged:
+            losses |= self._train_judge(batch, out, rate)
+        if self.average is not None:
+            self.average.update(self.net)
         self.step += 1
         self.last, self.last_batch = out, batch
         return {
@@ -178,78 +176,114 @@ class CodecTraining:
             "losses": {name: float(value.detach()) for name, value in losses.items()},
         }
 
-    def _check_finite(self, what: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise PolyglyphError(
-                f"{what} became {value} at step {self.step + 1}; the last checkpoint is kept: "
-                "lower optimizer.lr, or set run.dtype=fp32"
+    def _descend(self, losses: dict[str, Tensor], total: Tensor, output: Tensor) -> float:
+        """Backward and one step of the codec; the gradient's norm before it was clipped."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.balancer is None:
+            total.backward()
+        else:
+            # What [loss] weighs is of the output, but for the semantic term.
+            weights = {k: float(getattr(self.loss, k, 0.0)) for k in losses if k != "semantic"}
+            weights = {name: weight for name, weight in weights.items() if weight}
+            rest = [value for name, value in losses.items() if name not in weights]
+            self.balancer.backward(
+                {name: losses[name] for name in weights},
+                weights,
+                output,
+                torch.stack(rest).sum() if rest else None,
             )
+        norm = clip_gradients(self.trained, self.config.optimizer.clip)
+        check_finite("gradient norm", norm, self.step + 1)
+        self.optimizer.step()
+        return norm
 
-    def _fool(self, reconstruction: Tensor, total: Tensor) -> Tensor:
+    def _fool(self, batch: Tensor, out: CodecStep, total: Tensor) -> dict[str, Tensor]:
+        """The judge's terms, weighted."""
         assert self.judge is not None
-        fake = self.judge(_judged(reconstruction))
-        term = generator_loss(fake)
-        weight = adaptive_weight(total, term, self.net.last_layer)
-        return self.adversarial * weight * term
+        terms = self.judge.fool(*_judged(batch, out))
+        weight = total.new_tensor(self.loss.adversarial)
+        if self.loss.adaptive_weight and self.balancer is None:
+            weight = weight * adaptive_weight(total, terms["adversarial"], self.net.last_layer)
+        terms["adversarial"] = weight * terms["adversarial"]
+        if "feature_matching" in terms:
+            terms["feature_matching"] = self.loss.feature_matching * terms["feature_matching"]
+        return terms
 
-    def _train_judge(self, batch: Tensor, reconstruction: Tensor, rate: float) -> Tensor:
+    def _train_judge(self, batch: Tensor, out: CodecStep, rate: float) -> dict[str, Tensor]:
         assert self.judge is not None
-        set_rate(self.judge_optimizer, rate)
-        real, fake = _judged(batch), _judged(reconstruction.detach())
-        loss = discriminator_loss(self.judge(real), self.judge(fake))
-        self.judge_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.judge_optimizer.step()
-        return loss
-
-    def check_collapse(self, uses: list[dict[str, float]], n_steps: int) -> None:
-        """Stops a run whose codebook stays under 10 % use or a perplexity of 4 for 200 steps."""
-        bad = any(u["usage"] < 0.10 or u["perplexity"] < 4 for u in uses)
-        self.low_use = self.low_use + n_steps if bad else 0
-        if self.low_use >= COLLAPSE_STEPS:
-            raise PolyglyphError(
-                f"codebook collapse: under 10 % of the codes in use, or a perplexity under 4, for "
-                f"{self.low_use} steps (step {self.step}); lower optimizer.lr or raise "
-                "quantizer.threshold_ema_dead_code"
-            )
+        return self.judge.learn(*_judged(batch, out), rate)
 
     # Saved state ----------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
+        tensors |= {f"criteria.{k}": v for k, v in self.criteria.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer).items()}
-        tensors["rng"] = torch.get_rng_state()
+        tensors |= random_state(self.device)
+        numbers: dict[str, Any] = self.guards.numbers()
         if self.judge is not None:
-            tensors |= {f"judge.{k}": v for k, v in self.judge.state_dict().items()}
-            judge = optimizer_tensors(self.judge_optimizer)
-            tensors |= {f"judge_optimizer.{k}": v for k, v in judge.items()}
-        return {k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}, {
-            "low_use": self.low_use
-        }
+            tensors |= self.judge.state()
+        if self.average is not None:
+            tensors |= {f"ema.{k}": v for k, v in self.average.means.items()}
+            numbers["ema_updates"] = self.average.n_updates
+        if self.balancer is not None:
+            numbers["balancer"] = self.balancer.numbers()
+        return {k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}, numbers
 
     def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         def part(name: str) -> dict[str, Tensor]:
             return {k[len(name) + 1 :]: v for k, v in tensors.items() if k.startswith(f"{name}.")}
 
         self.net.load_state_dict(part("net"))
+        self.criteria.load_state_dict(part("criteria"))
         load_optimizer(self.optimizer, part("optimizer"))
         if self.judge is not None:
-            self.judge.load_state_dict(part("judge"))
-            load_optimizer(self.judge_optimizer, part("judge_optimizer"))
-        torch.set_rng_state(tensors["rng"].to(torch.uint8))
-        self.step, self.low_use = int(numbers["step"]), int(numbers["low_use"])
+            self.judge.load_state(part)
+        if self.average is not None:
+            self.average.load(part("ema"), int(numbers["ema_updates"]))
+        if self.balancer is not None:
+            self.balancer.load_numbers(numbers["balancer"])
+        set_random_state(tensors, self.device)
+        self.guards.load_numbers(numbers)
+        self.step = int(numbers["step"])
 
-    def tokenizer(self) -> Any:
-        """The codec as it stands, for checks and for saving; the net goes on training after."""
-        self.net.quantizer.sync()
-        return self.tokenizer_class(self.net)
+    # What is shown and exported -------------------------------------------------------------
+
+    @property
+    def weights(self) -> str:
+        """Which set of weights is checked and exported: "raw", or "ema" with its decay."""
+        ema = self.config.ema
+        return f"ema {ema.decay:g}" if self.average is not None and ema.export == "ema" else "raw"
+
+    @contextmanager
+    def exported(self) -> Iterator[Any]:
+        """The codec as it stands, for checks and for saving, with the weights that are exported;
+        the net goes on training, with its own, after the block."""
+        if self.average is None or self.config.ema.export == "raw":
+            self.net.quantizer.sync()
+            yield self.tokenizer_class(self.net)
+            return
+        with self.average.swapped_in(self.net):
+            self.net.quantizer.sync()
+            yield self.tokenizer_class(self.net)
+
+    def labels(self) -> dict[str, str]:
+        """What the run folder says beyond its config: nets that judge, the weights exported."""
+        said = self.criteria.labels()
+        if self.average is not None:
+            said["weights"] = self.weights
+        if self.frozen:
+            said["frozen"] = self.frozen
+        return said
 
     def write_model(self, folder: Path) -> None:
         """A checkpoint folder of kind "codec" (design, section 6), weights in bf16."""
-        tokenizer = self.tokenizer()
-        span = tokenizer.span
-        target = folder / "tokenizers" / span
-        tokenizer.save(target, dtype=torch.bfloat16)
+        with self.exported() as tokenizer:
+            if self.frozen:
+                assert frozen_mark(self.net) == self.frozen, "what is frozen has moved"
+            span = tokenizer.span
+            target = folder / "tokenizers" / span
+            tokenizer.save(target, dtype=torch.bfloat16)
         # Read, not loaded: building a net draws random numbers, and a resumed run, which did not
         # write this checkpoint, would restart other codes.
         fingerprint = read_codec_json(target)["fingerprint"]
@@ -261,14 +295,18 @@ class CodecTraining:
             dialect=None,
             vocabulary_sha256=None,
             tokenizers={span: {"path": f"tokenizers/{span}", "fingerprint": fingerprint}},
-            origin=f"polyglyph train --config {self.config.run.name}",
+            origin=f"polyglyph train --config {self.config.run.name}"
+            + (f" (weights: {self.weights})" if self.average is not None else ""),
             licence="Apache-2.0",
         )
 
 
-def _judged(x: Tensor) -> Tensor:
-    """Clips are judged frame by frame: (B, F, C, H, W) → (BF, C, H, W)."""
-    return x.flatten(0, 1) if x.ndim == 5 else x
+def _judged(batch: Tensor, out: CodecStep) -> tuple[Tensor, Tensor]:
+    """(real, fake) as a discriminator takes them; clips frame by frame, (BF, C, H, W)."""
+    real = batch if out.target is None else out.target
+    pair = (real, out.reconstruction)
+    first, second = (x.flatten(0, 1) if x.ndim == 5 else x for x in pair)
+    return first, second
 
 
 def train_codec(
@@ -286,15 +324,17 @@ def train_codec(
     if resume:
         run = RunFolder.open(out)
     else:
-        run = RunFolder.create(
-            out, dump(config), {"kind": config.run.kind, "name": config.run.name}
-        )
+        describe = {"kind": config.run.kind, "name": config.run.name, **training.labels()}
+        run = RunFolder.create(out, dump(config), describe)
     with run, StopSignals() as stop:
         if resume:
             tensors, numbers, _ = run.load_state()
             training.load_state(tensors, numbers)
             run.cut_log(training.step)
-        return _loop(training, run, stop, on_log or (lambda line: None))
+        try:
+            return _loop(training, run, stop, on_log or (lambda line: None))
+        finally:
+            _log_errors(run, training.batches.errors)
 
 
 def _loop(
@@ -313,8 +353,8 @@ def _loop(
         step, last = training.step, training.step == config.run.steps
         check = step % config.eval.every == 0 or last
         if step % config.run.log_every == 0 or check:
-            size = training.net.quantizer.config.codebook_size
-            uses = [vars(u) for u in codebook_use(torch.cat(codes), size)]
+            size, seen = training.net.quantizer.config.codebook_size, torch.cat(codes)
+            uses = [vars(u) for u in codebook_use(seen, size)]
             line = {"step": step, "time_s": time.time() - started, **values}
             line |= {"media_per_s": n_media / (time.time() - window), "peak_bytes": peak_bytes()}
             line |= {"codebooks": uses, "monitors": {}}
@@ -322,7 +362,8 @@ def _loop(
                 line["monitors"] = _monitor(training, run)
             run.log(line)
             on_log(line)
-            training.check_collapse(uses, len(codes))
+            _log_errors(run, training.batches.errors)
+            training.guards.check_collapse(seen, size, len(codes), step)
             codes, n_media, window = [], 0, time.time()
         if step % config.checkpoint.every == 0 or last or stop.received is not None:
             tensors, numbers = training.state()
@@ -334,17 +375,28 @@ def _loop(
     return line
 
 
+def _log_errors(run: RunFolder, errors: list[dict[str, Any]]) -> None:
+    """Files that were left out, one line each, those of an earlier start of this run not twice."""
+    path = run.path / "errors.jsonl"
+    known = set(path.read_text("utf-8").splitlines()) if path.exists() else set()
+    lines = [json.dumps(error, ensure_ascii=False) for error in errors]
+    new = [line for line in dict.fromkeys(lines) if line not in known]
+    if new:
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in new)
+
+
 def _monitor(training: CodecTraining, run: RunFolder) -> dict[str, float]:
     """Checkers on reconstructed test scenes, and a side-by-side sample in the run folder."""
     from polyglyph.eval.scenes import reconstruction_scores
     from polyglyph.train.samples import write_sample
 
     # The checks draw no random numbers that training would miss: a resumed run stays bit-equal.
-    state = torch.get_rng_state()
-    tokenizer = training.tokenizer()
-    scores = reconstruction_scores(tokenizer, training.config.eval.n)
-    assert training.last_batch is not None
-    write_sample(run.samples / f"step-{training.step:08d}", tokenizer, training.last_batch)
-    torch.set_rng_state(state)
+    state = random_state(training.device)
+    with training.exported() as tokenizer:
+        scores = reconstruction_scores(tokenizer, training.config.eval.n)
+        assert training.last_batch is not None
+        write_sample(run.samples / f"step-{training.step:08d}", tokenizer, training.last_batch)
+    set_random_state(state, training.device)
     training.net.train()
     return scores

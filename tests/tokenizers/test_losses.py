@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from polyglyph.config import build
+from polyglyph.errors import ConfigError, InputError
 from polyglyph.tokenizers.losses import (
     ImageLossConfig,
+    check_range,
     image_losses,
     object_weights,
     structure_loss,
@@ -114,3 +117,37 @@ def test_losses_are_taken_in_fp32() -> None:
     low = image_losses(x.bfloat16(), y.bfloat16(), ImageLossConfig())
     due = image_losses(x.bfloat16().float(), y.bfloat16().float(), ImageLossConfig())
     assert low == due and low["l1"].dtype == torch.float32
+
+
+def test_the_weights_of_old_codecs_are_dumped_as_they_were() -> None:
+    """Their fingerprint is over the dump: a new field at its default has no place in it."""
+    assert set(ImageLossConfig().model_dump()) == {
+        "l1", "l2", "object_weight", "structure", "adversarial", "discriminator_start",
+    }  # fmt: skip
+    assert ImageLossConfig(adversarial=1.0, lecam=0.1).model_dump()["lecam"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"perceptual": 1.0}, 'perceptual needs perceptual_net: "vgg16", "small" or "random"'),
+        ({"perceptual": 1.0, "perceptual_net": "small"}, "needs perceptual_weights, the file of"),
+        ({"perceptual": 1.0, "perceptual_net": "vgg16"}, "without training are .*random"),
+        ({"perceptual_net": "random", "perceptual_weights": "x"}, "takes no perceptual_weights"),
+        ({"perceptual_heads": "x"}, 'are of perceptual_net "vgg16"'),
+        ({"lecam": 0.1}, "lecam needs a discriminator"),
+        ({"feature_matching": 1.0}, "feature_matching needs a discriminator"),
+        ({"discriminator_width": 12}, "multiple of 8"),
+    ],
+)
+def test_a_net_without_weights_is_refused_with_a_sentence(section: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(ImageLossConfig, section, "[loss]")
+
+
+def test_values_far_outside_of_one_are_refused_and_slight_clipping_is_not() -> None:
+    check_range(torch.tensor([-1.4, 1.4]), "pictures")
+    check_range(torch.tensor([float("nan")]), "pictures")
+    for wrong in ([0.0, 255.0], [-32768.0, 0.0]):
+        with pytest.raises(InputError, match=r"pictures are due in \[-1, 1\], these reach from"):
+            check_range(torch.tensor(wrong), "pictures")

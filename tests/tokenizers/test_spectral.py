@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from polyglyph.config import build
+from polyglyph.errors import ConfigError
 from polyglyph.tokenizers.spectral import (
     N_MELS,
+    AudioLossConfig,
     SpectralLoss,
     log_mel,
     mel_distance,
@@ -100,3 +103,14 @@ def test_si_sdr_is_the_ratio_that_was_mixed_and_ignores_scale() -> None:
         mixed = target + 10 ** (-ratio_db / 20) * error
         assert abs(float(si_sdr(7.3 * mixed, target)) - ratio_db) < 0.05
     assert float(si_sdr(torch.zeros(1, 100), torch.zeros(1, 100))) == 0.0
+
+
+def test_the_weights_of_old_codecs_are_dumped_as_they_were() -> None:
+    assert set(AudioLossConfig().model_dump()) == {
+        "mel", "stft", "waveform", "windows", "adversarial", "discriminator_start",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="semantic needs teacher, the folder of a HuBERT"):
+        build(AudioLossConfig, {"semantic": 1.0}, "[loss]")
+    for windows in ([], [8]):
+        with pytest.raises(ConfigError, match="discriminator_windows are at least one, of 16"):
+            build(AudioLossConfig, {"discriminator_windows": windows}, "[loss]")

@@ -19,6 +19,7 @@ from polyglyph.data.sources.shapes import to_media
 from polyglyph.errors import ConfigError, FormatError, InputError, PolyglyphError
 from polyglyph.tokenizers import load_tokenizer
 from polyglyph.train import codec_loop as module
+from polyglyph.train import guards
 from polyglyph.train.codec_loop import CodecRun, CodecTraining, make_net, train_codec
 from polyglyph.train.runlog import Interrupted, RunFolder
 
@@ -84,17 +85,25 @@ def ctrl_c() -> None:
 
 
 ADVERSARIAL = {"loss": {"adversarial": 0.5, "discriminator_start": 1}}
-VARIANTS: list[tuple[str, dict[str, Any]]] = [
-    ("image", {}),
-    ("image", {"run": {"dtype": "bf16"}, **ADVERSARIAL}),
-    ("video", {}),
-    ("audio", {}),
-]
+EVERYTHING = {
+    "adversarial": 1.0,
+    "discriminator_width": 8,
+    "discriminator_windows": [128, 64],
+    "lecam": 0.1,
+    "feature_matching": 1.0,
+    "balancer": True,
+    "l1": 0.1,
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "image": ("image", {}),
+    "judged": ("image", {"run": {"dtype": "bf16"}, "ema": {"decay": 0.9}, **ADVERSARIAL}),
+    "video": ("video", {}),
+    "audio": ("audio", {}),
+    "balanced": ("audio", {"loss": EVERYTHING, "run": {"steps": 4}}),
+}
 
 
-@pytest.mark.parametrize(
-    ("modality", "sections"), VARIANTS, ids=["image", "judged", "video", "audio"]
-)
+@pytest.mark.parametrize(("modality", "sections"), VARIANTS.values(), ids=VARIANTS.keys())
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     modality: str, sections: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -114,7 +123,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
 
 def test_dead_codes_are_restarted_from_the_random_state_that_is_saved() -> None:
     """What the test above rests on: steps do draw random numbers."""
-    training = CodecTraining(run_of())
+    training = CodecTraining(run_of(quantizer={"threshold_ema_dead_code": 30.0}))
     training.advance()
     before = training.state()[0]["rng"]
     training.advance()
@@ -228,22 +237,9 @@ def test_row_38_a_gradient_that_is_not_finite_changes_no_weight(
     assert all(torch.equal(v, before[k]) for k, v in training.net.named_parameters())
 
 
-def test_collapse_is_called_after_200_steps_of_low_use() -> None:
-    training = CodecTraining(run_of())
-    good = {"usage": 0.5, "perplexity": 6.0, "dead": 0.5}
-    for bad in ({**good, "usage": 0.09}, {**good, "perplexity": 3.9}):
-        training.low_use = 0
-        training.check_collapse([good, bad], 150)
-        training.check_collapse([good, good], 10)  # one good window starts the count again
-        training.check_collapse([good, bad], 199)
-        with pytest.raises(PolyglyphError, match=r"codebook collapse: .* for 200 steps"):
-            training.check_collapse([bad, good], 1)
-
-
 def test_collapse_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "COLLAPSE_STEPS", 3)
-    one = [module.codebook_use(torch.zeros(9, 1, dtype=torch.int64), 16)[0]]
-    monkeypatch.setattr(module, "codebook_use", lambda codes, size: one)
+    monkeypatch.setattr(guards, "COLLAPSE_STEPS", 3)
+    monkeypatch.setattr(guards, "collapsed", lambda codes, size: [True])
     with pytest.raises(PolyglyphError, match="codebook collapse"):
         train_codec(run_of(), tmp_path / "r")
     run = RunFolder(tmp_path / "r")
@@ -254,11 +250,11 @@ def test_collapse_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_the_count_of_low_use_survives_a_resume(tmp_path: Path) -> None:
     training = CodecTraining(run_of())
     training.advance()
-    training.low_use = 123
+    training.guards.low_use = 123
     tensors, numbers = training.state()
     other = CodecTraining(run_of())
     other.load_state(tensors, {**numbers, "step": 1})
-    assert (other.low_use, other.step) == (123, 1)
+    assert (other.guards.low_use, other.step) == (123, 1)
 
 
 def test_row_37_ctrl_c_saves_and_exits_with_130(tmp_path: Path) -> None:
@@ -341,6 +337,79 @@ def test_two_pictures_are_learned_to_20_db() -> None:
     training.tensor_batch = lambda step: batch  # type: ignore[method-assign]
     for _ in range(100):
         training.advance()
-    net = training.tokenizer().net
-    error = (net.decode(net.encode(batch)) - batch).square().mean()  # of a range of 2
+    with training.exported() as tokenizer:
+        net = tokenizer.net
+        error = (net.decode(net.encode(batch)) - batch).square().mean()  # of a range of 2
     assert 10 * math.log10(4 / float(error)) >= 20
+
+
+# Weights that are averaged -----------------------------------------------------------------
+
+
+def test_the_average_is_exported_and_the_manifest_says_so(tmp_path: Path) -> None:
+    for export, due in (("ema", "ema 0.5"), ("raw", "raw")):
+        out = tmp_path / export
+        train_codec(run_of(ema={"decay": 0.5, "export": export}, eval={"every": 100}), out)
+        folder = find_checkpoint(out)
+        assert read_manifest(folder, "codec")["origin"].endswith(f"(weights: {due})")
+        assert json.loads((out / "run.json").read_text())["weights"] == due
+        state = RunFolder(out).load_state()[0]
+        tokenizer: Any = load_tokenizer(folder / "tokenizers" / "image")
+        set_ = {"ema": "ema.", "raw": "net."}[export]
+        other = {"ema": "net.", "raw": "ema."}[export]
+        name = "decoder.conv_out.weight"
+        found = tokenizer.net.state_dict()[name]
+        assert torch.equal(found, state[set_ + name].bfloat16().float())
+        assert not torch.equal(found, state[other + name].bfloat16().float())
+
+
+# Frozen codes ------------------------------------------------------------------------------
+
+
+def test_a_decoder_trains_alone_and_every_code_stays_what_it_was(tmp_path: Path) -> None:
+    train_codec(run_of(), tmp_path / "first")
+    config = run_of(
+        codec={"init": str(tmp_path / "first"), "freeze": "encoder"}, optimizer={"lr": 1e-2}
+    )
+    line = train_codec(config, tmp_path / "second")
+    assert "quantizer" not in line["losses"]
+    assert len(json.loads((tmp_path / "second" / "run.json").read_text())["frozen"]) == 64
+    one, other = (
+        load_tokenizer(find_checkpoint(tmp_path / name) / "tokenizers" / "image")
+        for name in ("first", "second")
+    )
+    picture = to_media(("image", np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)))
+    codes = one.encode(picture)
+    assert codes.same_codes(other.encode(picture))
+    decoded = one.decode(codes), other.decode(other.encode(picture))
+    assert not np.array_equal(*(image.array for image in decoded)), "the decoder did learn"
+    train_codec(config, tmp_path / "second", resume=True)
+
+
+# A user's own media ------------------------------------------------------------------------
+
+
+def test_a_codec_trains_on_a_folder_and_says_which_files_it_left_out(tmp_path: Path) -> None:
+    album = tmp_path / "album"
+    album.mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (90 + i, 120, 3), np.uint8)
+        to_media(("image", pixels)).save(album / f"{i}.png")
+    (album / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    config = run_of(data={"source": str(album), "side": 64, "batch_size": 4})
+    train_codec(config, tmp_path / "r")
+    train_codec(config, tmp_path / "r", resume=True)
+    lines = (tmp_path / "r" / "errors.jsonl").read_text().splitlines()
+    assert [json.loads(line)["source"] for line in lines] == ["broken.png"]
+    with pytest.raises(ConfigError, match=r"data.side is 68, no multiple .* stride of 8; .* 64"):
+        train_codec(run_of(data={"source": str(album), "side": 68}), tmp_path / "s")
+
+
+def test_row_38_pixels_of_0_to_255_stop_the_run_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = CodecTraining.tensor_batch
+    wrong = lambda self, step: (real(self, step) + 1) * 127.5  # noqa: E731
+    monkeypatch.setattr(CodecTraining, "tensor_batch", wrong)
+    with pytest.raises(InputError, match=r"due in \[-1, 1\], these reach .* divide pixels"):
+        train_codec(run_of(), tmp_path / "r")

@@ -59,6 +59,32 @@ def test_sounds_are_heard_before_their_reconstructions(tmp_path: Path) -> None:
     np.testing.assert_allclose(sound.samples, due, atol=1e-4)
 
 
+def test_spectrograms_of_sounds_stand_above_those_of_their_reconstructions(
+    tmp_path: Path,
+) -> None:
+    n = 8000
+    tones = torch.stack([torch.sin(torch.arange(n) * w) for w in (0.2, 2.0)])  # 255, 2546 Hz
+    quiet = SimpleNamespace(encode=lambda x: x, decode=lambda x: 0.001 * x)
+    codec = SimpleNamespace(net=quiet, config=SimpleNamespace(sample_rate=8000))
+    write_sample(tmp_path / "a", codec, tones[:, None])
+    found = np.asarray(PIL.Image.open(tmp_path / "a.png")).astype(int)
+    frames = n // 256 + 1
+    assert found.shape == (160, 2 * frames)
+    low, high = (found[:80, i * frames + frames // 2].argmax() for i in range(2))
+    assert low > high, "low notes are at the bottom"
+    assert np.array_equal(found[low, 5 : frames - 5] > 200, np.ones(frames - 10, bool))
+    assert found[80:].max() < found[:80].max() - 100
+
+
+def test_both_channels_of_a_stereo_sound_are_heard(tmp_path: Path) -> None:
+    batch = torch.stack([torch.full((2, 40), 0.5), torch.full((2, 40), 0.25)], dim=1)
+    batch[:, 1] *= -1
+    sound = Audio(write_sample(tmp_path / "a", negative(), batch))
+    assert sound.samples.shape == (2, 160)
+    np.testing.assert_allclose(sound.samples[:, 60], [-0.5, 0.25], atol=1e-3)
+    np.testing.assert_allclose(sound.samples[:, 100], [0.5, -0.25], atol=1e-3)
+
+
 @pytest.mark.parametrize("shape", [(2, 1, 40), (2, 3, 5, 7)])
 def test_a_resumed_run_may_write_a_sample_again(tmp_path: Path, shape: tuple[int, ...]) -> None:
     write_sample(tmp_path / "a", negative(), torch.zeros(shape))

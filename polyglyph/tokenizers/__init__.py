@@ -26,6 +26,9 @@ MODALITIES = tuple(TABLE)
 ARCHITECTURES = {
     "vqgan": "polyglyph.tokenizers.vqgan:Vqgan",
     "visionvq": "polyglyph.tokenizers.visionvq:VisionVq",
+    "encodec": "polyglyph.tokenizers.encodec:Encodec",
+    "dac": "polyglyph.tokenizers.dac:Dac",
+    "mimi": "polyglyph.tokenizers.mimi:Mimi",
 }
 
 

@@ -427,7 +427,9 @@ class AudioTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, folder: str | Path) -> AudioTokenizer:
-        return cls(*load_net(AudioCodec, AudioCodecConfig, folder, fold_weight_norm))
+        net, mark = load_net(AudioCodec, AudioCodecConfig, folder, fold_weight_norm)
+        # A published codec's net (its config names it) comes with a tokenizer of its own.
+        return cls(net, mark) if isinstance(net, AudioCodec) else net.as_tokenizer(mark)
 
 
 def _folded(net: AudioCodec) -> AudioCodec:

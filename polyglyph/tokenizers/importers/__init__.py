@@ -22,16 +22,24 @@ TABLE = {
     "emu3": f"{_HERE}.emu3:load_image",
     "emu3-video": f"{_HERE}.emu3:load_video",
     "chameleon": f"{_HERE}.chameleon:load",
+    "encodec": f"{_HERE}.encodec:load",
+    "dac": f"{_HERE}.dac:load",
+    "mimi": f"{_HERE}.mimi:load",
 }
 
 # Where a codec sits in a checkpoint that holds more than it.
-PREFIXES = ("model.vqmodel.", "vqmodel.", "gen_vision_model.", "first_stage_model.")
+PREFIXES = (
+    "model.vqmodel.", "vqmodel.", "gen_vision_model.", "first_stage_model.", "audio_encoder.",
+)  # fmt: skip
 
 # kind → `model_type`s of a config.json that mean it.
 MODEL_TYPES = {
     "emu3": ("emu3_vqgan", "Emu3VisionVQ", "emu3"),
     "chameleon": ("chameleon_vqgan", "chameleon"),
     "llamagen": ("janus_vqgan", "janus", "multi_modality"),
+    "encodec": ("encodec", "musicgen"),
+    "dac": ("dac",),
+    "mimi": ("mimi",),
 }
 
 # (kind, keys that it has and no kind before it); the first whose keys all occur is taken.
@@ -41,6 +49,11 @@ SIGNATURES = (
     ("llamagen", ("encoder.conv_in.weight", "decoder.up.0.upsample.conv.weight")),
     ("movq", ("decoder.mid.block_1.norm1.norm_layer.weight",)),
     ("taming", ("encoder.down.0.block.0.norm1.weight", "decoder.conv_in.weight")),
+    ("encodec", ("quantizer.vq.layers.0._codebook.embed",)),
+    ("encodec", ("quantizer.layers.0.codebook.embed",)),
+    ("dac", ("quantizer.quantizers.0.codebook.weight",)),
+    ("mimi", ("quantizer.semantic_residual_vector_quantizer.layers.0.codebook.embed_sum",)),
+    ("mimi", ("quantizer.rvq_first.vq.layers.0._codebook.embedding_sum",)),
 )
 
 

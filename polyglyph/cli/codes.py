@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
-import json
+import glob
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from polyglyph.cli import files
-from polyglyph.cli.options import AsJson, Checkpoint, Debug, Force, OutFolder, ReadAs, Strict
+from polyglyph.cli.folders import (
+    INDEX,
+    ResultFolder,
+    each,
+    read_lines,
+    refuse_foreign,
+    stamp,
+    write_errors,
+)
+from polyglyph.cli.options import (
+    AsJson,
+    Checkpoint,
+    Codebooks,
+    Codec,
+    Debug,
+    Force,
+    OutFolder,
+    ReadAs,
+    Strict,
+)
 from polyglyph.cli.outcome import Outcome, command, printable
-from polyglyph.cli.progress import progress
+
+__all__ = ["INDEX", "detokenize", "read_lines", "tokenize", "write_errors"]
 
 SUFFIX = ".safetensors"
-INDEX, ERRORS = "index.jsonl", "errors.jsonl"
 
 
 def tokenize(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Media files or folders.")],
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Media files, folders or patterns.")
+    ],
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="X.safetensors|DIR/", help="What to write.")
     ],
     checkpoint: Checkpoint = "tiny",
+    codec: Codec = None,
+    codebooks: Codebooks = None,
     read_as: ReadAs = None,
     strict: Strict = False,
     force: Force = False,
@@ -38,21 +62,20 @@ def tokenize(
     """
     with command("tokenize", as_json, debug) as outcome:
         from polyglyph.checkpoint import refuse_existing
-        from polyglyph.errors import InputError
 
         whole = _is_codes_file(output)
         sources = files.expand(paths)
         files.refuse_input(output, sources)
         if whole:
             refuse_existing(output, force)
-        elif os.path.lexists(output) and not os.path.isdir(output):
-            raise InputError(f"output {printable(output)!r} is a file; expected a folder")
+        elif not force:
+            refuse_foreign(Path(output))
         files.check_writable(output)
 
-        from polyglyph.pipeline import load
+        from polyglyph.cli.codecs import Codecs
 
-        pipe = load(checkpoint, device="cpu")
-        work = _Tokenizing(outcome, pipe, read_as, strict)
+        codecs = Codecs(checkpoint, codec or (), codebooks)
+        work = _Tokenizing(outcome, codecs, read_as, strict)
         if whole:
             work.one_file(sources, output, force)
         else:
@@ -78,29 +101,24 @@ def _is_codes_file(output: str) -> bool:
 class _Tokenizing:
     """One run of the verb."""
 
-    def __init__(self, outcome: Outcome, pipe: Any, read_as: str | None, strict: bool) -> None:
-        self.outcome, self.pipe, self.read_as, self.strict = outcome, pipe, read_as, strict
+    def __init__(self, outcome: Outcome, codecs: Any, read_as: str | None, strict: bool) -> None:
+        self.outcome, self.codecs, self.read_as, self.strict = outcome, codecs, read_as, strict
 
     def encode(self, source: str) -> list[Any]:
         """The grids of one file; its notes are said."""
         medium = files.read(source, self.read_as, self.strict)
-        grids = self.pipe.encode(medium)
+        grids = self.codecs.encode(medium)
         files.note_all(self.outcome, source, medium)
         return grids
 
     def one_file(self, sources: Sequence[str], output: str, force: bool) -> None:
         """All inputs into one file; none of it when one of them fails."""
-        from polyglyph.errors import InputError
         from polyglyph.tokenizers.base import save_codes
 
         items = []
-        with progress("encoding") as tell:
-            for i, source in enumerate(sources):
-                tell(i, len(sources), f"encoding {Path(printable(source)).name}")
-                try:
-                    items.append((f"{i:06d}", printable(source), self.encode(source)))
-                except InputError as error:
-                    self.outcome.fail(error, source)
+        for source, attempting in each(self.outcome, sources, "encoding", printable, self.strict):
+            with attempting:
+                items.append((f"{len(items):06d}", printable(source), self.encode(source)))
         if self.outcome.errors:
             self.outcome.note(f"nothing was written: {len(self.outcome.errors)} inputs failed")
             return
@@ -112,61 +130,55 @@ class _Tokenizing:
 
     def folder(self, sources: Sequence[str], folder: Path, force: bool) -> None:
         """One codes file per input; what an index of an earlier run names is not made again."""
-        from polyglyph.errors import InputError
-
-        index = {} if force else _read_index(folder)
-        if not force:
-            _refuse_foreign(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = {entry["file"] for entry in index.values()}
-        names = files.Names(kept)
         n_made = 0
-        with progress("encoding") as tell:
-            for i, source in enumerate(sources):
-                tell(i, len(sources), f"encoding {Path(printable(source)).name}")
-                try:
-                    entry = index.get(printable(source))
-                    if entry is None or not self._is_current(folder, entry, source):
+        with ResultFolder(folder, self.outcome, _source_of) as results:
+            names = files.Names(entry["file"] for entry in results.entries.values())
+            for source, attempting in each(
+                self.outcome, sources, "encoding", printable, self.strict
+            ):
+                with attempting:
+                    entry = results.entries.get(printable(source))
+                    if force or entry is None or not self._is_current(folder, entry, source):
                         entry = self._make(folder, source, entry, names)
+                        results.add(entry)
                         n_made += 1
                     self.outcome.add(**entry)
-                except InputError as error:
-                    self.outcome.fail(error, source)
-        (folder / ERRORS).unlink(missing_ok=True)  # of an earlier run
-        write_errors(folder, self.outcome)
         self.outcome.note(
             f"wrote {n_made} codes files to {printable(folder)}/, "
             f"{len(self.outcome.results) - n_made} stood there already"
         )
 
     def _is_current(self, folder: Path, entry: dict[str, Any], source: str) -> bool:
-        """True where the file stands, of this very input and of these codecs."""
+        """True where the file stands, of this very input, of these codecs and as asked for now."""
         if not (folder / entry["file"]).is_file() or not os.path.isfile(source):
             return False
-        marks = {grid["fingerprint"] for grid in entry["grids"]}
-        ours = {tokenizer.fingerprint for tokenizer in self.pipe.tokenizers.values()}
-        return marks <= ours and _stamp(source) == {k: entry.get(k) for k in ("bytes", "mtime_ns")}
+        asked = {**stamp(source), "as": self.read_as}
+        return asked == {k: entry.get(k) for k in asked} and all(map(self._is_same, entry["grids"]))
+
+    def _is_same(self, grid: dict[str, Any]) -> bool:
+        """True for a grid, as an index sums it up, that these codecs would make today."""
+        tokenizer = self.codecs.of(grid["modality"])
+        asked = self.codecs.codebooks_of(grid["modality"]) or tokenizer.spec.n_codebooks
+        return grid["fingerprint"] == tokenizer.fingerprint and grid["shape"][0] == asked
 
     def _make(
         self, folder: Path, source: str, old: dict[str, Any] | None, names: files.Names
     ) -> dict[str, Any]:
         from polyglyph.tokenizers.base import save_codes
 
+        mark = stamp(source) if os.path.isfile(source) else {}  # before it is read
         grids = self.encode(source)
         name = old["file"] if old else names.of(source, SUFFIX, keep_suffix=True)
         save_codes(folder / name, [("000000", printable(source), grids)], force=True)
-        entry = {"source": printable(source), "file": name, **_stamp(source)}
-        entry["grids"] = _summary(grids)
-        with open(folder / INDEX, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        return entry
+        entry = {"source": printable(source), "file": name, **mark}
+        if self.read_as is not None:
+            entry["as"] = self.read_as
+        return {**entry, "grids": _summary(grids)}
 
 
-def _stamp(source: str) -> dict[str, int]:
-    found = os.stat(source)
-    return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
+def _source_of(entry: dict[str, Any]) -> str:
+    """The key of an index line of `tokenize`; KeyError for another line."""
+    return (entry["file"], entry["grids"], entry["source"])[2]
 
 
 def _summary(grids: Sequence[Any]) -> list[dict[str, Any]]:
@@ -181,106 +193,174 @@ def _summary(grids: Sequence[Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _read_index(folder: Path) -> dict[str, dict[str, Any]]:
-    """{source: last entry}; a line that was cut off by a kill is left out."""
-    found = {}
-    for line in read_lines(folder / INDEX):
-        if isinstance(line, dict) and {"source", "file", "grids"} <= line.keys():
-            found[line["source"]] = line
-    return found
-
-
-def read_lines(path: Path) -> list[Any]:
-    """The values of a JSONL file; lines that are no JSON are left out."""
-    if not path.is_file():
-        return []
-    values = []
-    for line in path.read_text("utf-8", "replace").splitlines():
-        try:
-            values.append(json.loads(line))
-        except ValueError:
-            continue
-    return values
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """InputError for a folder that holds something, but no index of ours."""
-    from polyglyph.checkpoint import shown
-    from polyglyph.errors import InputError
-
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / INDEX).is_file():
-        raise InputError(
-            f"output {shown(folder)} exists and holds other files; choose another folder, or pass "
-            f"-f to write into it"
-        )
-
-
-def write_errors(folder: Path, outcome: Outcome) -> None:
-    """errors.jsonl of this run, where something failed."""
-    from polyglyph.checkpoint import atomic_file
-
-    if not outcome.errors:
-        return
-    path = folder / ERRORS
-    with atomic_file(path, force=True) as temporary:
-        lines = (json.dumps(error) + "\n" for error in outcome.errors)
-        temporary.write_text("".join(lines), "utf-8")
-
-
 def detokenize(
-    path: Annotated[str, typer.Argument(metavar="FILE|DIR", help="Codes, made by `tokenize`.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH...", help="Codes files of `tokenize`, folders or patterns."),
+    ],
     output: OutFolder,
     checkpoint: Checkpoint = "tiny",
+    codec: Codec = None,
+    strict: Strict = False,
     force: Force = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Codes to media, named after their sources; a clip gets its sound back."""
+    """Codes to media, named after their sources; a clip gets its sound back.
+
+    The folder gets index.jsonl and errors.jsonl; the same command again makes what is missing.
+    """
     with command("detokenize", as_json, debug) as outcome:
-        from polyglyph.errors import InputError
-
         folder = Path(output)
-        items = _all_items(path)
-        if not items:
-            raise InputError(f"{printable(path)!r} holds no codes; expected a file of `tokenize`")
-        names = files.Names()
-        targets = [names.of(source or key, _suffix(grids)) for key, source, grids in items]
-        for name in targets:
-            files.check_target(os.fspath(folder / name), "", force)
+        files.check_writable(os.fspath(folder / "a"))
+        codes_files = _codes_files(paths)
+        items = _all_items(outcome, codes_files, strict)
+        if not items or (strict and outcome.errors):
+            return
+        results = ResultFolder(folder, outcome, _key_of)
+        work = _Detokenizing(outcome, results, force)
+        targets = work.targets(items)
 
-        from polyglyph.pipeline import load
+        from polyglyph.cli.codecs import Codecs
 
-        pipe = load(checkpoint, device="cpu")
-        folder.mkdir(parents=True, exist_ok=True)
-        with progress("decoding") as tell:
-            for i, ((key, source, grids), name) in enumerate(zip(items, targets, strict=True)):
-                tell(i, len(items), f"decoding {name}")
-                try:
-                    for n, medium in enumerate(pipe.decode(grids)):
-                        target = name if n == 0 else names.of(source, files.suffix_of(medium))
-                        files.write(medium, folder / target, force)
-                        files.note_all(outcome, target, medium)
-                        outcome.add(source=source, key=key, file=os.fspath(folder / target))
-                except InputError as error:
-                    outcome.fail(error, f"{source} ({key})")
-        write_errors(folder, outcome)
-        outcome.note(f"wrote {len(outcome.results)} files to {printable(folder)}/")
+        work.run(Codecs(checkpoint, codec or ()), targets, strict)
 
 
-def _all_items(path: str) -> list[Any]:
-    """The items of a codes file, or of all codes files of a folder in the order of their names."""
+@dataclass(frozen=True)
+class _Item:
+    """One item of a codes file, without its codes."""
+
+    path: str
+    key: str
+    source: str
+    modality: str
+
+    @property
+    def name(self) -> str:
+        return f"{printable(self.path)} ({self.key})"
+
+
+def _codes_files(paths: Sequence[str]) -> list[str]:
+    """The codes files under these paths; a folder stands for all that lie in it, by name."""
     from polyglyph.checkpoint import shown
+    from polyglyph.errors import InputError
+
+    found: list[str] = []
+    for path in files.matches(paths):
+        if not os.path.isdir(path):
+            found.append(path)
+            continue
+        # Not the hidden ones: what a killed run left half-written is hidden.
+        inside = sorted(glob.glob(os.path.join(glob.escape(path), f"*{SUFFIX}")))
+        if not inside:
+            raise InputError(f"folder {shown(path)} holds no codes files; expected *{SUFFIX}")
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def _all_items(outcome: Outcome, paths: Sequence[str], strict: bool) -> list[_Item]:
+    """What the files hold; one that can't be read is recorded as failed."""
     from polyglyph.errors import InputError
     from polyglyph.tokenizers.base import load_codes
 
-    if not os.path.isdir(path):
-        return load_codes(path)
-    found = sorted(Path(path).glob(f"*{SUFFIX}"))
-    if not found:
-        raise InputError(f"folder {shown(path)} holds no codes files; expected *{SUFFIX}")
-    return [item for file in found for item in load_codes(file)]
+    items: list[_Item] = []
+    for path, attempting in each(outcome, paths, "reading", printable, strict):
+        with attempting:
+            loaded = load_codes(path)
+            if not loaded:
+                raise InputError(
+                    f"{printable(path)!r} holds no codes; expected a file of `tokenize`"
+                )
+            items += [_Item(path, k, source, grids[0].modality) for k, source, grids in loaded]
+    return items
 
 
-def _suffix(grids: Sequence[Any]) -> str:
-    """Of what an item's first grid decodes to."""
-    return files.suffixes()[grids[0].modality][0]
+def _key_of(entry: dict[str, Any]) -> tuple[str, str]:
+    """The key of an index line of `detokenize`; KeyError for another line."""
+    return (entry["codes"], entry["key"], entry["files"], entry["made_of"])[:2]
+
+
+class _Detokenizing:
+    """One run of the verb: each item to its file, or files."""
+
+    def __init__(self, outcome: Outcome, results: ResultFolder, force: bool) -> None:
+        self.outcome, self.results, self.force = outcome, results, force
+        old = [name for entry in results.entries.values() for name in entry["files"]]
+        self.names = files.Names(old)
+
+    def targets(self, items: Sequence[_Item]) -> list[tuple[_Item, str]]:
+        """(item, file name) of what is to be made; InputError where a file of that name is not
+        an earlier run's, before any is written."""
+        found = []
+        for item in items:
+            entry = self._entry(item)
+            if entry is not None and not self.force and self._is_current(entry, item):
+                for name in entry["files"]:
+                    self._add(item, name)
+                continue
+            if entry is not None:
+                name = next(iter(entry["files"]))
+            else:
+                suffix = files.suffixes()[item.modality][0]
+                name = self.names.of(item.source or item.key, suffix)
+            is_ours = entry is not None and self._is_untouched(entry)
+            target = os.fspath(self.results.path / name)
+            files.check_target(target, "", self.force or is_ours)
+            found.append((item, name))
+        return found
+
+    def _entry(self, item: _Item) -> dict[str, Any] | None:
+        return self.results.entries.get((printable(item.path), item.key))
+
+    def _is_current(self, entry: dict[str, Any], item: _Item) -> bool:
+        here = all(os.path.isfile(self.results.path / name) for name in entry["files"])
+        return here and entry["made_of"] == stamp(item.path)
+
+    def _is_untouched(self, entry: dict[str, Any]) -> bool:
+        """True where the files are those that the earlier run wrote, or gone."""
+        return all(
+            not os.path.lexists(self.results.path / name) or stamp(self.results.path / name) == made
+            for name, made in entry["files"].items()
+        )
+
+    def _add(self, item: _Item, name: str) -> None:
+        path = os.fspath(self.results.path / name)
+        self.outcome.add(source=item.source, key=item.key, file=path)
+
+    def run(self, codecs: Any, targets: Sequence[tuple[_Item, str]], strict: bool) -> None:
+        n_before = len(self.outcome.results)
+        with self.results:
+            loaded: tuple[str, dict[str, Any]] = "", {}  # the items of one file lie together
+            for (item, name), attempting in each(
+                self.outcome, targets, "decoding", lambda target: target[0].name, strict
+            ):
+                with attempting:
+                    if loaded[0] != item.path:
+                        loaded = item.path, _grids_of(item.path)
+                    self._make(codecs, item, name, loaded[1][item.key])
+        n_made = len(self.outcome.results) - n_before
+        more = f", {n_before} stood there already" if n_before else ""
+        self.outcome.note(f"wrote {n_made} files to {printable(self.results.path)}/{more}")
+
+    def _make(self, codecs: Any, item: _Item, name: str, grids: Sequence[Any]) -> None:
+        folder, made = self.results.path, {}
+        mark = stamp(item.path)
+        for n, medium in enumerate(codecs.decode(grids)):
+            if n:
+                name = self.names.of(item.source, files.suffix_of(medium))
+            # The first one's name was checked before the work began.
+            files.write(medium, folder / name, force=self.force or n == 0)
+            files.note_all(self.outcome, name, medium)
+            made[name] = stamp(folder / name)
+        self.results.add(
+            {"codes": printable(item.path), "key": item.key, "files": made, "made_of": mark}
+        )
+        for name in made:
+            self._add(item, name)
+
+
+def _grids_of(path: str) -> dict[str, Any]:
+    """{key: grids} of a codes file."""
+    from polyglyph.tokenizers.base import load_codes
+
+    return {key: grids for key, _, grids in load_codes(path)}

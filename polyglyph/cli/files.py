@@ -5,6 +5,7 @@ A text is a file of its own kind here: UTF-8 under .txt. Knows suffixes, no code
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
@@ -73,14 +74,18 @@ def note_all(outcome: Outcome, path: str | os.PathLike, medium: Any) -> None:
 
 
 def expand(paths: Sequence[str]) -> list[str]:
-    """The files under these paths; a folder stands for its pictures, sounds and clips, sorted.
+    """The files under these paths, each once; a folder stands for its media, sorted.
 
-    Not for its .txt and .json: beside media those are captions and lists more often than media."""
+    Not for its .txt and .json: beside media those are captions and lists more often than media. A
+    pattern (`photos/*.png`, `**/*.wav`) stands for what it matches, as in a shell; a file of that
+    very name wins. InputError for a folder without media and for a pattern that matches nothing."""
     from polyglyph.checkpoint import shown
+    from polyglyph.media_formats import BY_SUFFIX
 
-    known = {s for group in suffixes().values() for s in group} - {TEXT_SUFFIX, ".json"}
+    known = {s for group in suffixes().values() for s in group} | set(BY_SUFFIX)
+    known -= {TEXT_SUFFIX, ".json"}
     found: list[str] = []
-    for path in paths:
+    for path in matches(paths):
         if not os.path.isdir(path):
             found.append(path)
             continue
@@ -91,13 +96,27 @@ def expand(paths: Sequence[str]) -> list[str]:
             if os.path.splitext(f)[1].lower() in known and not os.path.basename(f).startswith(".")
         )
         if not media:
-            raise InputError(f"folder {shown(path)} holds no media files; expected {_few(known)}")
+            raise InputError(
+                f"folder {shown(path)} holds no media files; expected {' '.join(sorted(known))}"
+            )
         found += media
     return list(dict.fromkeys(found))
 
 
-def _few(known: Iterable[str]) -> str:
-    return " ".join(sorted(known))
+def matches(paths: Iterable[str]) -> list[str]:
+    """The paths, with each pattern that names no file replaced by what it matches, sorted."""
+    from polyglyph.checkpoint import shown
+
+    found: list[str] = []
+    for path in paths:
+        if os.path.lexists(path) or not glob.has_magic(path):
+            found.append(path)
+            continue
+        matched = sorted(glob.glob(path, recursive=True))
+        if not matched:
+            raise InputError(f"no file matches {shown(path)}; check the pattern and the folder")
+        found += matched
+    return found
 
 
 def write(medium: Any, path: Path, force: bool = False) -> None:

@@ -10,7 +10,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Lost content (a sound cut short) is an error, not a note.")
+    bool,
+    typer.Option("--strict", help="Stop at the first error; lost content (a cut sound) is one."),
+]
+Codec = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--codec",
+        metavar="NAME|FOLDER",
+        help="In place of the checkpoint's codec: a codec, its run, or a span; repeatable.",
+    ),
+]
+Codebooks = Annotated[
+    int | None,
+    typer.Option("--codebooks", metavar="N", help="Of residual codecs, the first N codebooks."),
 ]
 Checkpoint = Annotated[
     str,

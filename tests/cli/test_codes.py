@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from tiny_checkpoints import make_codecs
+from tiny_checkpoints import make_codecs, picture, sound
 
-from polyglyph.media import Audio, Image, Video
+from polyglyph.media import SUFFIXES, Audio, Image, Video
 from polyglyph.tokenizers.base import load_codes
 
 MEDIA = ("photo.jpg", "speech.wav", "clip.mp4")
@@ -36,7 +37,8 @@ def test_three_media_go_into_one_file_and_come_back(here: Path, run: Any) -> Non
     ]
     done = run("detokenize", "codes.safetensors", "-o", "out/")
     assert done.status == 0 and not done.out
-    assert set(os.listdir("out")) == {"photo.png", "speech.wav", "clip.mp4", "text.txt"}
+    media = {"photo.png", "speech.wav", "clip.mp4", "text.txt"}
+    assert set(os.listdir("out")) == media | {"index.jsonl"}
     assert Image("out/photo.png").pil.size == (34, 21)
     assert Audio("out/speech.wav").n_samples == 850  # 1700 at 8 kHz, the codec has 4 kHz
     clip = Video("out/clip.mp4")
@@ -79,10 +81,10 @@ def test_row_58_any_name_that_the_system_allows_works(here: Path, run: Any, name
     shutil.copy("photo.jpg", path)
     assert run("tokenize", path, "-o", "codes.safetensors").status == 0
     done = run("detokenize", "codes.safetensors", "-o", "out", "--json")
-    assert done.status == 0 and len(os.listdir("out")) == 1
-    assert Image(Path("out") / os.listdir("out")[0]).width == 34
+    (made,) = set(os.listdir("out")) - {"index.jsonl"}
+    assert done.status == 0 and Image(Path("out") / made).width == 34
     assert run("tokenize", path, "-o", "many/").status == 0
-    assert run("detokenize", "many", "-o", "out2").status == 0 and len(os.listdir("out2")) == 1
+    assert run("detokenize", "many", "-o", "out2").status == 0 and len(os.listdir("out2")) == 2
 
 
 def test_a_gif_is_read_as_asked(here: Path, run: Any) -> None:
@@ -152,7 +154,189 @@ def test_a_folder_of_something_else_is_left_alone(here: Path, run: Any) -> None:
     assert os.listdir("mine") == ["letter.txt"]
 
 
+def fifty_files(folder: Path) -> list[str]:
+    """50 media of every container in `folder`, two of them broken; the names of those two."""
+    suffixes = [".png", ".jpg", ".webp", ".gif", ".bmp", ".wav", ".flac", ".ogg", ".mp3", ".opus"]
+    suffixes += [".mp4", ".webm", ".mkv"]
+    for i in range(50):
+        suffix = suffixes[i % len(suffixes)]
+        path = folder / ("deep" if i % 7 == 3 else ".") / f"{i:02d}{suffix}"
+        if suffix in SUFFIXES["image"]:
+            Image(picture(11 + i, 20 + i % 9, i)).save(path)
+        elif suffix in SUFFIXES["audio"]:
+            Audio(sound(900 + 40 * i, i), 8000).save(path)
+        else:
+            frames = np.stack([picture(16, 20, i + n) for n in range(3)])
+            Video(frames, 8.0, Audio(sound(3000, i), 8000) if i % 2 else None).save(path)
+    broken = ["05.wav", "26.png"]
+    (folder / broken[0]).write_bytes((folder / broken[0]).read_bytes()[:30])
+    (folder / broken[1]).write_bytes((folder / broken[1]).read_bytes()[:-200])
+    return broken
+
+
+def test_fifty_files_of_which_two_are_broken_give_48_results(here: Path, run: Any) -> None:
+    (here / "media" / "deep").mkdir(parents=True)
+    broken = fifty_files(here / "media")
+    Path("media/notes.md").write_text("not a medium")
+    done = run("tokenize", "media", "-o", "codes/", "--json")
+    assert done.status == 2 and len(done.json["results"]) == 48 == len(index("codes"))
+    assert len(list(Path("codes").glob("*.safetensors"))) == 48
+    errors = [json.loads(line) for line in Path("codes/errors.jsonl").read_text().splitlines()]
+    assert [Path(error["source"]).name for error in errors] == broken
+    assert all(error["type"] == "MediaError" for error in errors) and errors == done.json["errors"]
+    # Repaired: only these two are made, and nothing is on record any more.
+    Audio(sound(900), 8000).save("media/05.wav", force=True)
+    Image(picture(12, 20)).save("media/26.png", force=True)
+    done = run("tokenize", "media", "-o", "codes/", "--json")
+    assert done.status == 0 and len(done.json["results"]) == 50
+    assert "wrote 2 codes files" in done.err and not Path("codes/errors.jsonl").exists()
+
+
+def test_a_run_that_is_killed_leaves_whole_files_and_the_next_goes_on(
+    here: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polyglyph.tokenizers import base
+
+    save, calls = base.save_codes, []
+
+    def killed(path: Path, items: Any, **options: Any) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).with_name(".tmp-012345.safetensors").write_bytes(b"half")
+            raise KeyboardInterrupt
+        save(path, items, **options)
+
+    monkeypatch.setattr(base, "save_codes", killed)
+    done = run("tokenize", *MEDIA, "-o", "codes/")
+    assert done.status == 130 and set(index("codes")) == {"photo.jpg"}
+    done = run("detokenize", "codes", "-o", "out", "--json")  # the half file is not one of them
+    assert done.status == 0 and len(done.json["results"]) == 1
+    done = run("tokenize", *MEDIA, "-o", "codes/")
+    assert done.status == 0 and "wrote 2 codes files" in done.err and len(calls) == 4
+    assert {p.name for p in Path("codes").iterdir()} == {
+        *(f"{name}.safetensors" for name in MEDIA), "index.jsonl",
+    }  # fmt: skip
+
+
+def test_strict_stops_at_the_first_broken_file(here: Path, run: Any) -> None:
+    Path("a.png").write_bytes(b"junk")
+    done = run("tokenize", "photo.jpg", "a.png", "speech.wav", "-o", "codes/", "--strict", "--json")
+    assert done.status == 2 and [r["source"] for r in done.json["results"]] == ["photo.jpg"]
+    assert len(Path("codes/errors.jsonl").read_text().splitlines()) == 1
+    assert "stopped at the first error (--strict): 1 inputs are left" in done.err
+
+
+def test_an_error_of_ours_on_one_file_spares_the_others(
+    here: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polyglyph.tokenizers.image import ImageTokenizer
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(ImageTokenizer, "encode", broken)
+    done = run("tokenize", "photo.jpg", "speech.wav", "-o", "codes/", "--json")
+    assert done.status == 1 and [r["source"] for r in done.json["results"]] == ["speech.wav"]
+    assert "internal error: ZeroDivisionError" in done.json["errors"][0]["message"]
+
+
+def test_a_quoted_pattern_is_what_the_shell_would_make_of_it(here: Path, run: Any) -> None:
+    shutil.copy("photo.jpg", "photo[1].jpg")
+    assert run("tokenize", "photo*.jpg", "speech.*", "-o", "a/").status == 0
+    assert set(index("a")) == {"photo.jpg", "photo[1].jpg", "speech.wav"}
+    assert run("tokenize", "photo[1].jpg", "-o", "b/").status == 0  # a file of that very name
+    assert set(index("b")) == {"photo[1].jpg"}
+    done = run("tokenize", "*.flac", "-o", "c/")
+    assert done.status == 2 and "no file matches '*.flac'" in done.err and not Path("c").exists()
+    done = run("detokenize", "a/photo*", "-o", "out", "--json")
+    assert done.status == 0 and len(done.json["results"]) == 2
+
+
+def test_what_is_asked_for_otherwise_is_made_again(here: Path, run: Any) -> None:
+    Video("clip.mp4").save("clip.gif")
+    for words, modality, n_codebooks in (
+        (["clip.gif"], "image", 1),
+        (["clip.gif", "--as", "video"], "video", 1),
+        (["speech.wav"], "audio", 3),
+        (["speech.wav", "--codebooks", "2"], "audio", 2),
+    ):
+        done = run("tokenize", *words, "-o", "codes/", "--json")
+        (grid,) = done.json["results"][0]["grids"]
+        assert (grid["modality"], grid["shape"][0]) == (modality, n_codebooks)
+        assert "wrote 0 codes files" in run("tokenize", *words, "-o", "codes/").err
+
+
+def test_fewer_codebooks_take_fewer_codes_and_come_back(here: Path, run: Any) -> None:
+    for n in (1, 3):
+        words = ("tokenize", "speech.wav", "photo.jpg", "-o", f"{n}.safetensors")
+        assert run(*words, "--codebooks", str(n)).status == 0
+    few, all_ = (load_codes(f"{n}.safetensors") for n in (1, 3))
+    np.testing.assert_array_equal(few[0][2][0].codes, all_[0][2][0].codes[:1])
+    assert few[1][2][0] == all_[1][2][0]  # a picture's one codebook is what it is
+    assert run("detokenize", "1.safetensors", "-o", "out").status == 0
+    assert Audio("out/speech.wav").n_samples == 850
+    for n in ("0", "4"):
+        done = run("tokenize", "speech.wav", "-o", "x.safetensors", "--codebooks", n)
+        assert done.status == 2 and "goes from 1 to 3" in done.err
+
+
+def test_a_named_codec_stands_in_for_the_checkpoints(here: Path, run: Any, made: Path) -> None:
+    other = make_codecs(here / "others", seed=1)
+    image = next(folder for folder in other if folder.name == "image")
+    for codec in (image, image / "tokenizers" / "image"):  # a checkpoint, a codec's own folder
+        words = ("tokenize", "photo.jpg", "speech.wav", "-o", "x.safetensors", "-f")
+        assert run(*words, "--codec", str(codec)).status == 0
+        marks = [grids[0].fingerprint for _, _, grids in load_codes("x.safetensors")]
+        assert run(*words).status == 0
+        ours = [grids[0].fingerprint for _, _, grids in load_codes("x.safetensors")]
+        assert marks[0] != ours[0] and marks[1] == ours[1]
+    # A checkpoint that isn't there is missed only by media that no named codec takes.
+    words = ("tokenize", "photo.jpg", "speech.wav", "-o", "c/", "--json", "-c", "gone")
+    done = run(*words, "--codec", str(image), checkpoint=False)
+    assert done.status == 2 and [r["source"] for r in done.json["results"]] == ["photo.jpg"]
+    words = ("detokenize", "c", "-o", "out", "-c", "gone", "--codec", str(image))
+    assert run(*words, checkpoint=False).status == 0 and Image("out/photo.png").width == 34
+    done = run("tokenize", "photo.jpg", "-o", "d/", "--codec", "imagge")
+    assert done.status == 2 and "unknown checkpoint 'imagge'" in done.err
+    done = run("tokenize", "photo.jpg", "-o", "d/", "--codec", "image", "--codebooks", "1")
+    assert done.status == 2 and "leave --codebooks out" in done.err  # the span of the checkpoint
+    done = run("tokenize", "photo.jpg", "-o", "d/", "--codec", str(image), "--codec", "image")
+    assert done.status == 2 and "second codec of image" in done.err
+
+
 # ---------------------------------------------------------------- back
+
+
+def test_going_back_goes_on_where_it_was_interrupted(here: Path, run: Any) -> None:
+    assert run("tokenize", *MEDIA, "-o", "codes/").status == 0
+    assert run("detokenize", "codes", "-o", "out").status == 0
+    before = {p.name: p.stat().st_mtime_ns for p in Path("out").iterdir()}
+    Path("out/photo.png").unlink()
+    done = run("detokenize", "codes", "-o", "out", "--json")
+    assert done.status == 0 and len(done.json["results"]) == 3
+    assert "wrote 1 files to out/, 2 stood there already" in done.err
+    for name in ("speech.wav", "clip.mp4"):
+        assert Path("out", name).stat().st_mtime_ns == before[name]
+    # A newer codes file is decoded again; a result that somebody has changed since is kept.
+    assert run("tokenize", "speech.wav", "-o", "codes/", "-f", "--codebooks", "1").status == 0
+    assert "wrote 1 files" in run("detokenize", "codes", "-o", "out").err
+    assert run("tokenize", "speech.wav", "-o", "codes/", "-f").status == 0
+    Path("out/speech.wav").write_bytes(b"mine")
+    done = run("detokenize", "codes", "-o", "out")
+    assert done.status == 2 and "exists" in done.err
+    assert Path("out/speech.wav").read_bytes() == b"mine"
+
+
+def test_a_broken_codes_file_is_recorded_and_the_rest_comes_back(here: Path, run: Any) -> None:
+    assert run("tokenize", *MEDIA, "-o", "codes/").status == 0
+    path = Path("codes/clip.mp4.safetensors")
+    path.write_bytes(path.read_bytes()[:-20])
+    done = run("detokenize", "codes/*.safetensors", "-o", "out", "--json")
+    assert done.status == 2 and len(done.json["results"]) == 2
+    (error,) = map(json.loads, Path("out/errors.jsonl").read_text().splitlines())
+    assert error["type"] == "FormatError" and error["source"].endswith("clip.mp4.safetensors")
+    done = run("detokenize", "codes", "-o", "strict", "--strict")
+    assert done.status == 2 and not Path("strict").exists()
 
 
 def test_codes_of_another_codec_are_refused_one_by_one(here: Path, run: Any) -> None:
@@ -166,7 +350,7 @@ def test_codes_of_another_codec_are_refused_one_by_one(here: Path, run: Any) -> 
     ]
     (error,) = done.json["errors"]
     assert error["type"] == "FormatError" and "decode them with the codec" in error["message"]
-    assert set(os.listdir("out")) == {"speech.wav", "errors.jsonl"}
+    assert set(os.listdir("out")) == {"speech.wav", "errors.jsonl", "index.jsonl"}
 
 
 @pytest.mark.parametrize("kind", ["text", "cut", "tensors", "missing", "folder"])
@@ -178,7 +362,6 @@ def test_what_is_no_codes_file_is_refused(here: Path, run: Any, kind: str) -> No
         run("tokenize", "photo.jpg", "-o", path)
         path.write_bytes(path.read_bytes()[:-9])
     elif kind == "tensors":
-        import numpy as np
         from safetensors.numpy import save_file
 
         save_file({"a": np.zeros(3)}, path)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from published_codecs import Forward, Spec, State, make_state, nearest
 
+from polyglyph.checkpoint import save_tensors
 from polyglyph.errors import FormatError, InputError
 from polyglyph.tokenizers.importers import import_codec
 
@@ -122,3 +123,28 @@ def test_another_kind_is_refused(tmp_path: Path) -> None:
             import_codec(path, kind)
     with pytest.raises(InputError, match="did you mean 'taming'"):
         import_codec(path, "tamming")
+
+
+def test_damaged_bytes_are_refused_or_read(tmp_path: Path) -> None:
+    spec = Spec(multipliers=(1,), attention=())
+    save_tensors(tmp_path / "whole.safetensors", make_state(spec))
+    torch.save({"state_dict": make_state(spec)}, tmp_path / "whole.ckpt")
+    generator = torch.Generator().manual_seed(2)
+    n_refused = 0
+    for i in range(30):
+        whole = tmp_path / ("whole.ckpt" if i % 2 else "whole.safetensors")
+        data = bytearray(whole.read_bytes())
+        n = len(data) if i % 3 else 6000  # every third in the header
+        at = int(torch.randint(n, (1,), generator=generator))
+        if i % 5:
+            data[at] ^= 1 << (i % 8)
+        else:
+            del data[at:]
+        broken = tmp_path / f"broken{whole.suffix}"
+        broken.write_bytes(data)
+        try:
+            import_codec(broken)
+        except InputError as error:
+            n_refused += 1
+            assert "\n" not in str(error)
+    assert 10 < n_refused < 30

@@ -100,7 +100,8 @@ class CodecTraining:
         self.net.to(self.device)
         self.loss: Any = self.net.config.loss
         self.frozen = frozen_mark(self.net) if "freeze" in config.codec else None
-        if self.frozen and getattr(self.loss, "semantic", 0.0):
+        semantic = getattr(self.loss, "semantic", 0.0)
+        if self.frozen and semantic:
             raise ConfigError("loss.semantic trains the encoder, which codec.freeze keeps as it is")
         self.criteria = Criteria(self.net).to(self.device)
         # What the criteria train goes behind the net: without any, the state is the net's alone.

@@ -19,11 +19,13 @@ SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 
 RUNS = {
     "codec": "polyglyph.train.codec_loop:CodecRun",
+    "features": "polyglyph.train.feature_loop:FeatureRun",
     "text": "polyglyph.train.text_loop:TextRun",
     "model": "polyglyph.train.model_loop:ModelRun",
 }
 LOOPS = {
     "codec": "polyglyph.train.codec_loop:train_codec",
+    "features": "polyglyph.train.feature_loop:train_features",
     "text": "polyglyph.train.text_loop:train_text",
     "model": "polyglyph.train.model_loop:train_model",
 }
@@ -36,7 +38,7 @@ class RunSection(Config):
     threads: of torch on a CPU; None leaves torch's own choice. kernels: "torch" is what there is.
     """
 
-    kind: Literal["codec", "text", "model"]
+    kind: Literal["codec", "features", "text", "model"]
     name: str = "run"
     steps: int = Field(ge=1)
     seed: int = 0

@@ -70,7 +70,8 @@ def test_a_file_of_any_suffix_is_taken_and_a_missing_toml_is_named(tmp_path: Pat
 def test_a_run_of_no_known_kind_is_refused(tmp_path: Path, text: str, got: str) -> None:
     (tmp_path / "a.toml").write_text(text)
     with pytest.raises(
-        ConfigError, match=rf"run.kind must be one of \['codec', 'model', 'text'\], got {got}"
+        ConfigError,
+        match=rf"run.kind must be one of \['codec', 'features', 'model', 'text'\], got {got}",
     ):
         load_run(str(tmp_path / "a.toml"))
 

@@ -82,7 +82,7 @@ META_TYPES: dict[str, type[Meta]] = {
 
 
 def meta_to_json(meta: Meta) -> dict[str, Any]:
-    """The fields of `meta` as plain JSON values (tuples become lists, empty defaults are left out)."""
+    """The fields of `meta` as plain JSON: tuples become lists, empty defaults are left out."""
     unset = {f.name for f in dataclasses.fields(meta) if f.default == ()}
     pairs = dataclasses.asdict(meta).items()
     kept = {key: value for key, value in pairs if value != () or key not in unset}

@@ -3,7 +3,8 @@
 For those who have no VGG16 at hand. The net learns to tell what was done to a picture (blur,
 noise, blocks, posterised levels, ringing, a colour cast, lost resolution), how it was turned, and
 to undo the damage: what a codec's loss should see. It has never seen a photograph unless `[data]`
-names a folder of them, and its file says which. There is nothing to resume: a run that was stopped begins anew.
+names a folder of them, and its file says which. There is nothing to resume: a run that was stopped
+begins anew.
 """
 
 from __future__ import annotations

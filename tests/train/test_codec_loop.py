@@ -19,7 +19,7 @@ from polyglyph.data.sources.shapes import to_media
 from polyglyph.errors import ConfigError, FormatError, InputError, PolyglyphError
 from polyglyph.tokenizers import load_tokenizer
 from polyglyph.train import codec_loop as module
-from polyglyph.train import guards
+from polyglyph.train import criteria, guards
 from polyglyph.train.codec_loop import CodecRun, CodecTraining, make_net, train_codec
 from polyglyph.train.runlog import Interrupted, RunFolder
 
@@ -384,6 +384,46 @@ def test_a_decoder_trains_alone_and_every_code_stays_what_it_was(tmp_path: Path)
     decoded = one.decode(codes), other.decode(other.encode(picture))
     assert not np.array_equal(*(image.array for image in decoded)), "the decoder did learn"
     train_codec(config, tmp_path / "second", resume=True)
+
+
+# A teacher of the first codebook -----------------------------------------------------------
+
+
+class FakeTeacher(torch.nn.Module):
+    """Hears the level of every 640th part of a second."""
+
+    width = 3
+
+    def __init__(self, folder: str, sample_rate: int, layer: int | None) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def forward(self, sound: torch.Tensor) -> torch.Tensor:
+        return sound[:, 0].unflatten(-1, (-1, 640)).std(-1)[..., None] * self.weight
+
+
+def test_a_teachers_projection_trains_and_resumes_and_the_teacher_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(criteria, "Teacher", FakeTeacher)
+    config = run_of("audio", loss={"semantic": 1.0, "teacher": "hubert"}, eval={"every": 100})
+    line = train_codec(config, tmp_path / "whole")
+    assert line["losses"]["semantic"] > 0
+    assert json.loads((tmp_path / "whole" / "run.json").read_text())["teacher"] == "hubert"
+    with pytest.raises(RuntimeError, match="killed"):
+        train_codec(config, tmp_path / "cut", on_log=at_step(3, die))
+    train_codec(config, tmp_path / "cut", resume=True)
+    one, other = (RunFolder(tmp_path / name).load_state()[0] for name in ("whole", "cut"))
+    assert {key for key in one if key.startswith("criteria.")} == {
+        "criteria.distillation.project.weight",
+        "criteria.distillation.project.bias",
+    }
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+    shown = sorted(path.suffix for path in (tmp_path / "whole" / "samples").iterdir())
+    assert shown == [".png", ".wav"]
+    frozen = {"init": str(tmp_path / "whole"), "freeze": "encoder"}
+    with pytest.raises(ConfigError, match=r"loss\.semantic trains the encoder"):
+        CodecTraining(run_of("audio", loss={"semantic": 1.0, "teacher": "h"}, codec=frozen))
 
 
 # A user's own media ------------------------------------------------------------------------

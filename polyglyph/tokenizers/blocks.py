@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from polyglyph.tokenizers.convolution import conv3x3, upsampled_conv3x3
+
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with the most groups up to 32 that leave at least four channels each."""
@@ -126,8 +128,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
         """zq: the condition of a SpatialNorm."""
-        h = self.conv1(swish(_normed(self.norm1, x, zq)))
-        h = self.conv2(swish(_normed(self.norm2, h, zq)))
+        h = conv3x3(swish(_normed(self.norm1, x, zq)), self.conv1)
+        h = conv3x3(swish(_normed(self.norm2, h, zq)), self.conv2)
         kept = self.shortcut(x)
         if torch.is_grad_enabled() or kept.dtype != h.dtype:
             return kept + h
@@ -240,33 +242,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.shape[2] * x.shape[3] < _PHASED:
-            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return self._phased(x)
-
-    def _phased(self, x: Tensor) -> Tensor:
-        """The same by four 2×2 convolutions of the small grid, one for each place in a cell: where
-        pixels repeat, columns of the kernel add up. 16 products instead of 36 per cell."""
-        b, c, h, w = x.shape
-        rows = _folded(self.conv.weight, 2)  # two kernels (C, C, 2, 3)
-        padded = F.pad(x, (1, 1, 1, 1))
-        y = x.new_empty(b, h, 2, w, 2, c)  # channels last in memory, as the phases come
-        for i, row in enumerate(rows):
-            for j, kernel in enumerate(_folded(row, 3)):
-                kernel = kernel.contiguous(memory_format=torch.channels_last)
-                window = padded[:, :, i : i + h + 1, j : j + w + 1]
-                y[:, :, i, :, j] = F.conv2d(window, kernel, self.conv.bias).permute(0, 2, 3, 1)
-        return y.reshape(b, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
-
-
-# Cells from which on four small convolutions are faster than one large one.
-_PHASED = 256
-
-
-def _folded(kernel: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Three taps over repeated cells as two over the cells: for a cell's first and second half."""
-    a, b, c = kernel.unbind(axis)
-    return torch.stack([a, b + c], axis), torch.stack([a + b, c], axis)
+        return upsampled_conv3x3(x, self.conv)
 
 
 class Encoder2d(nn.Module):

@@ -25,17 +25,22 @@ from torch import Tensor, nn
 from polyglyph.tokenizers import blocks
 from polyglyph.tokenizers.blocks import SpatialAttention
 
-# Cells of its neighbours that a tile sees. The shipped decoder's convolutions reach 12; with the
-# true statistics 8 cells give a picture 59 dB from the whole, 16 give 77 at a quarter more work.
-MARGIN = 8
+# Cells of its neighbours that a tile sees: as far as the shipped decoder's convolutions reach. With
+# 8 cells, windows of attention as large as the margin left some pictures at 38 dB from the whole.
+MARGIN = 12
 # Cells a side of the windows of a sample.
 SAMPLE = 16
 # At most so many passes over all tiles measure; the last one is that which finds the sample and the
-# whole no farther apart than ENOUGH. A photograph: 0.3 apart at first, then 38 dB from the whole
-# without any correction, 49 after one and 56 after two; an untrained net starts at 1 and needs
-# three. (Passes without a sample settle one layer each.)
+# whole no farther apart than ENOUGH. A photograph starts 0.3 apart and is 38 dB from the whole
+# without any correction, 49 after one, 60 after three; an untrained net starts at 1 and needs four.
+# (Passes without a sample settle one layer each.)
 ROUNDS = 6
-ENOUGH = 0.25
+ENOUGH = 0.1
+# For codes: near a tie a code changes with the last digits.
+OF_CODES = 0.025
+
+Box = tuple[int, int, int, int]  # y, x, h, w in cells
+Run = Callable[[list[Box]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ def _scale(x: Tensor, tile: Tile) -> int:
 
 
 class TiledNet:
-    """A twin of `net`, with the same weights, whose layers know that they see tiles.
+    """A twin of `net`, with the same weights, whose layers in `part` know that they see tiles.
 
     run: what is done with one tile's or a batch of windows' boxes, (y, x, h, w) in cells."""
 
@@ -152,8 +157,7 @@ class TiledNet:
         self.view, self.enough = _View(), enough
         self.norms: list[_SharedNorm] = []
         self.attentions: list[SpatialAttention] = []
-        inside = getattr(self.net, part).modules()
-        for module in inside:
+        for module in getattr(self.net, part, self.net).modules():
             if isinstance(module, nn.GroupNorm):
                 self.norms.append(_SharedNorm(module, self.view))
                 module.forward = self.norms[-1]  # type: ignore[method-assign]
@@ -162,11 +166,14 @@ class TiledNet:
                 module.register_forward_pre_hook(self._place)
         self.margin = MARGIN if self.norms or self.attentions else 0
 
+    @torch.no_grad()
     def over(
-        self, grid: tuple[int, int], limit: int, run: Callable[[list[tuple[int, ...]]], Tensor]
-    ) -> Iterator[tuple[Tile, Tensor]]:
-        """(tile, run's result on its box) for all tiles of the grid; a tile has about `limit`
-        cells."""
+        self, grid: tuple[int, int], limit: int, run: Run, scale: int = 1
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """(rows, columns, what `run` made of them) until all of the grid is there.
+
+        A tile has about `limit` cells; run's results (B, C, h, w), and the rows and columns, have
+        `scale` a side for each cell."""
         window = blocks._WINDOW if self.attentions else 0
         core = core_size(limit, self.margin, window)
         boxes = list(tiles(*grid, core, self.margin))
@@ -178,9 +185,12 @@ class TiledNet:
                 if apart <= self.enough:
                     break
         for tile in boxes:
-            yield tile, self._on(tile, run)
+            part = tile.of(self._on(tile, run), scale)
+            y = (tile.top + tile.core[0].start) * scale
+            x = (tile.left + tile.core[1].start) * scale
+            yield slice(y, y + part.shape[-2]), slice(x, x + part.shape[-1]), part
 
-    def _sample(self, grid: tuple[int, int], limit: int, run: Callable[..., Tensor]) -> None:
+    def _sample(self, grid: tuple[int, int], limit: int, run: Run) -> None:
         """Sets every norm by windows spread evenly over the picture, as if they were all of it."""
         side = min(*grid, SAMPLE)
         counts = [n / side for n in grid]
@@ -192,7 +202,7 @@ class TiledNet:
         self.view.tile = None
         run([(int(y), int(x), side, side) for y in starts[0] for x in starts[1]])
 
-    def _measure(self, boxes: list[Tile], run: Callable[..., Tensor]) -> float:
+    def _measure(self, boxes: list[Tile], run: Run) -> float:
         """Corrects every norm by what a pass over all tiles finds: the largest difference."""
         self.view.measures = True
         for tile in boxes:
@@ -200,7 +210,7 @@ class TiledNet:
         self.view.measures = False
         return max(norm.correct() for norm in self.norms)
 
-    def _on(self, tile: Tile, run: Callable[..., Tensor]) -> Tensor:
+    def _on(self, tile: Tile, run: Run) -> Tensor:
         self.view.tile = tile
         return run([(tile.top, tile.left, tile.bottom - tile.top, tile.right - tile.left)])
 
@@ -219,24 +229,19 @@ def encode_tiled(
     to_pixels: uint8 (B, H, W, 3) → what the net encodes, padded to whole strides."""
     s = net.stride
     grid = (-(-array.shape[0] // s), -(-array.shape[1] // s))
-    # Near a tie a code changes with the last digits, so the statistics have to be closer.
-    tiled = TiledNet(net, "encoder", ENOUGH / 10)
+    tiled = TiledNet(net, "encoder", OF_CODES)
 
-    def run(boxes: list[tuple[int, ...]]) -> Tensor:
+    def run(boxes: list[Box]) -> Tensor:
         cut = [array[y * s : (y + h) * s, x * s : (x + w) * s] for y, x, h, w in boxes]
         height, width = boxes[0][2] * s, boxes[0][3] * s
         fill = [((0, height - len(a)), (0, width - a.shape[1]), (0, 0)) for a in cut]
         whole = [np.pad(a, ends, mode="edge") for a, ends in zip(cut, fill, strict=True)]
         return tiled.net.encode(to_pixels(np.stack(whole)), *asked)
 
-    codes: np.ndarray | None = None
-    for tile, part in tiled.over(grid, max(1, limit // s**2), run):
-        if codes is None:
-            codes = np.zeros((part.shape[1], *grid), np.int32)
-        kept = tile.of(part[0].cpu().numpy())
-        y, x = tile.top + tile.core[0].start, tile.left + tile.core[1].start
-        codes[:, y : y + kept.shape[1], x : x + kept.shape[2]] = kept
-    assert codes is not None
+    parts = list(tiled.over(grid, max(1, limit // s**2), run))
+    codes = np.zeros((parts[0][2].shape[1], *grid), np.int32)
+    for rows, columns, part in parts:
+        codes[:, rows, columns] = part[0].cpu().numpy()
     return codes
 
 
@@ -244,19 +249,50 @@ def decode_tiled(
     net: Any, codes: np.ndarray, to_uint8: Callable[[Tensor], np.ndarray], limit: int
 ) -> np.ndarray:
     """uint8 (h · stride, w · stride, 3) of codes (Q, h, w), in tiles of about `limit` pixels."""
-    s = net.stride
+    s, (h, w) = net.stride, codes.shape[1:]
     tiled = TiledNet(net, "decoder")
     whole = torch.from_numpy(codes.astype(np.int64))
 
-    def run(boxes: list[tuple[int, ...]]) -> Tensor:
-        return tiled.net.decode(
-            torch.stack([whole[:, y : y + h, x : x + w] for y, x, h, w in boxes])
+    def run(boxes: list[Box]) -> Tensor:
+        return tiled.net.decode(_cut(whole, boxes))
+
+    picture = np.empty((h * s, w * s, 3), np.uint8)
+    for rows, columns, part in tiled.over((h, w), max(1, limit // s**2), run, s):
+        picture[rows, columns] = to_uint8(part)[0]
+    return picture
+
+
+def latents_tiled(net: Any, pixels: Tensor, limit: int) -> Tensor:
+    """What net.encoder makes of one picture (3, H, W), whole strides: (1, D, h, w)."""
+    s = net.stride
+    grid = (pixels.shape[1] // s, pixels.shape[2] // s)
+    tiled = TiledNet(net, "encoder", OF_CODES)
+
+    def run(boxes: list[Box]) -> Tensor:
+        return tiled.net.encoder(
+            _cut(pixels, [(s * y, s * x, s * h, s * w) for y, x, h, w in boxes])
         )
 
-    grid = codes.shape[1:]
-    picture = np.empty((grid[0] * s, grid[1] * s, 3), np.uint8)
-    for tile, part in tiled.over((grid[0], grid[1]), max(1, limit // s**2), run):
-        kept = to_uint8(tile.of(part, s))[0]
-        y, x = (tile.top + tile.core[0].start) * s, (tile.left + tile.core[1].start) * s
-        picture[y : y + kept.shape[0], x : x + kept.shape[1]] = kept
-    return picture
+    z = pixels.new_empty(1, tiled.net.encoder.width, *grid)
+    for rows, columns, part in tiled.over(grid, max(1, limit // s**2), run):
+        z[..., rows, columns] = part
+    return z
+
+
+def pixels_tiled(net: Any, z: Tensor, limit: int) -> Tensor:
+    """What net.decoder makes of one picture's latents (D, h, w): (1, 3, H, W)."""
+    s, (h, w) = net.stride, z.shape[1:]
+    tiled = TiledNet(net, "decoder")
+
+    def run(boxes: list[Box]) -> Tensor:
+        return tiled.net.decoder(_cut(z, boxes))
+
+    pixels = z.new_empty(1, 3, h * s, w * s)
+    for rows, columns, part in tiled.over((h, w), max(1, limit // s**2), run, s):
+        pixels[..., rows, columns] = part
+    return pixels
+
+
+def _cut(x: Tensor, boxes: list[Box]) -> Tensor:
+    """The boxes of x (C, H, W), all of one size: (B, C, h, w)."""
+    return torch.stack([x[:, y : y + h, x0 : x0 + w] for y, x0, h, w in boxes])

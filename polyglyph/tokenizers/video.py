@@ -45,9 +45,10 @@ from polyglyph.tokenizers.image import (
 from polyglyph.tokenizers.losses import image_losses
 from polyglyph.tokenizers.neural import RESIDUAL_KINDS, CodecStep, load_net, save_codec
 from polyglyph.tokenizers.quantize import Quantizer
+from polyglyph.tokenizers.tiling import latents_tiled, pixels_tiled
 
 # Pixels of one 2-D forward. A clip with more goes through in windows of whole codes that begin with
-# the past they depend on, so the codes stay the same.
+# the past they depend on, so the codes stay the same; a frame with more, in tiles.
 _PIXELS_PER_BATCH = 1 << 21
 # Our own stack reaches back less than ten codes, however often the frames are halved (each halving
 # reaches half as far as the next one).
@@ -128,8 +129,11 @@ class VideoCodec(nn.Module):
         """Frame by frame: (B, F, 3, H, W) → (B, D, F, h, w)."""
         b, f = pixels.shape[:2]
         frames = pixels.flatten(0, 1)
-        n = max(1, _PIXELS_PER_BATCH // (frames.shape[-1] * frames.shape[-2]))
-        z = torch.cat([self.encoder(part) for part in frames.split(n)])
+        n = _PIXELS_PER_BATCH // (frames.shape[-1] * frames.shape[-2])
+        if n or torch.is_grad_enabled():
+            z = torch.cat([self.encoder(part) for part in frames.split(max(1, n))])
+        else:
+            z = torch.cat([latents_tiled(self, frame, _PIXELS_PER_BATCH) for frame in frames])
         return z.unflatten(0, (b, f)).transpose(1, 2)
 
     def latents(self, pixels: Tensor) -> Tensor:
@@ -158,8 +162,12 @@ class VideoCodec(nn.Module):
         if keep is not None:
             z = torch.stack([clip[index] for clip, index in zip(z, keep, strict=True)])
         b, f = z.shape[:2]
-        n = max(1, _PIXELS_PER_BATCH // (z.shape[-1] * z.shape[-2] * self.stride**2))
-        pixels = torch.cat([self.decoder(part) for part in z.flatten(0, 1).split(n)])
+        n = _PIXELS_PER_BATCH // (z.shape[-1] * z.shape[-2] * self.stride**2)
+        z = z.flatten(0, 1)
+        if n or torch.is_grad_enabled():
+            pixels = torch.cat([self.decoder(part) for part in z.split(max(1, n))])
+        else:
+            pixels = torch.cat([pixels_tiled(self, part, _PIXELS_PER_BATCH) for part in z])
         return pixels.unflatten(0, (b, f))
 
     def training_losses(self, batch: Tensor) -> CodecStep:

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from polyglyph.media import Image
-from polyglyph.tokenizers import blocks, image, tiling
-from polyglyph.tokenizers.blocks import SpatialAttention
+from polyglyph.media import Image, Video
+from polyglyph.tokenizers import blocks, image, tiling, video
+from polyglyph.tokenizers.blocks import Decoder2d, SpatialAttention
 from polyglyph.tokenizers.image import ImageCodec, ImageCodecConfig, ImageTokenizer
+from polyglyph.tokenizers.video import VideoCodec, VideoCodecConfig, VideoTokenizer
 
 
 def tokenizer(**options: Any) -> ImageTokenizer:
@@ -37,7 +38,7 @@ def scene(h: int, w: int) -> np.ndarray:
     return picture.clip(0, 255).astype(np.uint8)
 
 
-def in_tiles(monkeypatch: pytest.MonkeyPatch, limit: int, margin: int = 8) -> list[int]:
+def in_tiles(monkeypatch: pytest.MonkeyPatch, limit: int, margin: int = 12) -> list[int]:
     """Lowers the limit of a forward, in pixels; the list gets the pixels of every forward."""
     monkeypatch.setattr(image, "_PIXELS_PER_BATCH", limit)
     monkeypatch.setattr(blocks, "_WINDOW", 8)
@@ -103,11 +104,11 @@ def test_tiles_decode_to_the_whole_without_seams(
     sizes = in_tiles(monkeypatch, 1 << 21)
     whole = t.decode(grid).array
     assert sizes == [192 * 256]
-    in_tiles(monkeypatch, 96 * 96)
+    in_tiles(monkeypatch, 160 * 160)
     tiled = t.decode(grid).array
-    assert len(sizes) > 10 and max(sizes[1:]) <= 96 * 96
+    assert len(sizes) > 10 and max(sizes[1:]) <= 160 * 160
     assert psnr(tiled, whole) >= 40
-    core = 4 * tiling.core_size((96 // 4) ** 2, 8, 8 if attention else 0)
+    core = 4 * tiling.core_size((160 // 4) ** 2, 12, 8 if attention else 0)
     for axis in (0, 1):
         due, found = (_seam_ratio(picture, axis, core) for picture in (whole, tiled))
         assert found <= 1.05 * due
@@ -126,11 +127,11 @@ def _seam_ratio(picture: np.ndarray, axis: int, core: int) -> float:
 
 def test_without_shared_statistics_tiles_would_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     t = tokenizer(local=True, attention=False)
-    grid = t.encode(Image(scene(128, 128)))
+    grid = t.encode(Image(scene(200, 220)))
     whole = t.decode(grid).array
-    in_tiles(monkeypatch, 64 * 64)
-    part = t.decode(t.encode(Image(scene(128, 128)[64:, 64:]))).array
-    assert psnr(part[32:, 32:], whole[96:, 96:]) < 35
+    in_tiles(monkeypatch, 128 * 128)
+    part = t.decode(t.encode(Image(scene(200, 220)[100:, 108:]))).array
+    assert psnr(part[50:, 60:], whole[150:, 168:]) < 35
     assert psnr(t.decode(grid).array, whole) >= 40
 
 
@@ -138,12 +139,12 @@ def test_an_encoder_that_sees_the_whole_picture_gives_nearly_its_codes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     t = tokenizer()
-    picture = Image(scene(200, 131))
+    picture = Image(scene(230, 190))
     in_tiles(monkeypatch, 1 << 21)
     whole = t.encode(picture)
-    sizes = in_tiles(monkeypatch, 96 * 96)
+    sizes = in_tiles(monkeypatch, 160 * 160)
     grid = t.encode(picture)
-    assert len(sizes) > 5 and max(sizes) <= 96 * 96 and grid.meta == whole.meta
+    assert len(sizes) > 5 and max(sizes) <= 160 * 160 and grid.meta == whole.meta
     assert (grid.codes == whole.codes).mean() > 0.97
 
 
@@ -181,11 +182,33 @@ def test_windows_of_attention_stay_in_place_in_a_tile(monkeypatch: pytest.Monkey
     assert not torch.allclose(part[..., :2], whole[..., 4:, 6:8])
 
 
+@pytest.mark.parametrize("attention", [False, True])
+def test_frames_beyond_the_limit_go_through_in_tiles_too(
+    monkeypatch: pytest.MonkeyPatch, attention: bool
+) -> None:
+    torch.manual_seed(3)
+    small = {"base": 8, "multipliers": (1, 2), "quantizer": {"codebook_size": 64, "d_code": 4}}
+    t = VideoTokenizer(VideoCodec(VideoCodecConfig(**small, local=True, attention=attention)))
+    clip = Video(np.stack([scene(150, 190), scene(150, 190)[:, ::-1]]), 8.0)
+    in_tiles(monkeypatch, 1 << 21)
+    whole = t.encode(clip)
+    shown = t.decode(whole).frames
+    monkeypatch.setattr(video, "_PIXELS_PER_BATCH", 160 * 160)
+    sizes: list[int] = []
+    forward = Decoder2d.forward
+    monkeypatch.setattr(
+        Decoder2d, "forward", lambda self, z: sizes.append(z[:, 0].numel()) or forward(self, z)
+    )
+    assert t.encode(clip) == whole
+    assert psnr(t.decode(whole).frames, shown) >= 40
+    assert len(sizes) > 20 and max(sizes) <= 40**2
+
+
 def test_the_net_itself_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     t = tokenizer()
     picture = Image(scene(64, 72))
     before = t.encode(picture)
-    in_tiles(monkeypatch, 32 * 32)
+    in_tiles(monkeypatch, 32 * 32, 2)
     twin = tiling.TiledNet(t.net, "decoder")
     assert twin.norms and twin.attentions
     ours, theirs = dict(t.net.named_parameters()), dict(twin.net.named_parameters())

@@ -1,7 +1,7 @@
 """Trains the small feature net of the perceptual loss on procedural pictures, in about a minute.
 
 For those who have no VGG16 at hand. The net learns to tell what was done to a picture (blur,
-noise, blocks, posterised levels, ringing, a colour cast, lost resolution), how it was turned, and
+noise, blocks, posterised levels, ringing, lost resolution) under any light, how it was turned, and
 to undo the damage: what a codec's loss should see. It has never seen a photograph unless `[data]`
 names a folder of them, and its file says which. There is nothing to resume: a run that was stopped
 begins anew.
@@ -93,11 +93,6 @@ def _ringing(x: Tensor, k: float, rng: np.random.Generator) -> Tensor:
     return x + (0.5 + 2 * k) * (x - _blurred(x, 0.5, rng))
 
 
-def _tinted(x: Tensor, k: float, rng: np.random.Generator) -> Tensor:
-    tint = torch.from_numpy(rng.standard_normal((3, 1, 1), np.float32))
-    return x * (1 - 0.3 * k) + (0.08 + 0.25 * k) * tint
-
-
 def _coarse(x: Tensor, k: float, rng: np.random.Generator) -> Tensor:
     n = 2 if k < 0.5 else 3
     h, w = x.shape[-2:]
@@ -106,7 +101,7 @@ def _coarse(x: Tensor, k: float, rng: np.random.Generator) -> Tensor:
 
 
 DAMAGES: tuple[Callable[[Tensor, float, np.random.Generator], Tensor] | None, ...] = (
-    None, _blurred, _noisy, _blocky, _posterised, _ringing, _tinted, _coarse,
+    None, _blurred, _noisy, _blocky, _posterised, _ringing, _coarse,
 )  # fmt: skip
 
 
@@ -114,6 +109,13 @@ def damaged(x: Tensor, kind: int, strength: float, rng: np.random.Generator) -> 
     """A picture (3, H, W) in [-1, 1], damaged in one way by a strength of 0…1."""
     damage = DAMAGES[kind]
     return x if damage is None else damage(x, strength, rng).clamp(-1, 1)
+
+
+def lit(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """The picture under another light: contrast, brightness and tint, which are no damage."""
+    light = torch.from_numpy(rng.standard_normal((3, 1, 1), np.float32))
+    brightness = float(rng.standard_normal()) * 0.15
+    return (x * float(rng.uniform(0.5, 1.1)) + brightness + 0.08 * light).clamp(-1, 1)
 
 
 # --- the net and its tasks ---------------------------------------------------------------------
@@ -149,7 +151,7 @@ def task_batch(batches: MediaBatches, step: int) -> tuple[Tensor, Tensor, Tensor
     for i in range(n):
         rng = np.random.default_rng((batches.seed, _STREAM, step * n + i))
         kind, turn = int(rng.integers(len(DAMAGES))), int(rng.integers(4))
-        turned.append(torch.rot90(clean[i], turn, (1, 2)))
+        turned.append(torch.rot90(lit(clean[i], rng), turn, (1, 2)))
         found.append(damaged(turned[-1], kind, float(rng.random()), rng))
         kinds.append(kind)
         turns.append(turn)

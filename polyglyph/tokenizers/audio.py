@@ -299,12 +299,17 @@ class AudioTokenizer(Tokenizer):
 
     def _samples(self, sound: Audio) -> np.ndarray:
         """(C, S) float32 at the codec's rate and channels, S ≥ 1."""
-        samples = mix_channels(np.asarray(sound.samples, np.float32), self.config.channels)
+        samples = self._mixed(sound)
         if sound.sample_rate != self.config.sample_rate:
             samples = resample(samples, sound.sample_rate, self.config.sample_rate)
+        return samples if samples.shape[1] else np.zeros((self.config.channels, 1), np.float32)
+
+    def _mixed(self, sound: Audio) -> np.ndarray:
+        """(C, S) float32 with the codec's channels; InputError for what isn't finite."""
+        samples = mix_channels(np.asarray(sound.samples, np.float32), self.config.channels)
         if not np.isfinite(samples).all():
             raise InputError("the sound holds NaN or infinite samples; expected finite numbers")
-        return samples if samples.shape[1] else np.zeros((self.config.channels, 1), np.float32)
+        return samples
 
     def _meta(self, n_samples: int, sound: Audio) -> AudioMeta:
         source_rate = sound.source_rate or sound.sample_rate
@@ -350,8 +355,7 @@ class AudioTokenizer(Tokenizer):
                     f"the chunks of one sound have one rate and channel count; got {first!r}, "
                     f"then {sound!r}"
                 )
-            samples = mix_channels(np.asarray(sound.samples, np.float32), self.config.channels)
-            yield first, convert(samples), False
+            yield first, convert(self._mixed(sound)), False
         if first is not None:
             yield first, convert.finish(self.config.channels), True
 

@@ -350,8 +350,11 @@ class VideoTokenizer(Tokenizer):
 
     def decode(self, grid: CodeGrid) -> Video:
         meta = self._checked(grid, self.net.lead)
-        past = _Past()
-        frames = np.concatenate(list(self._decode_next(grid.codes, meta, past)))
+        frames = np.empty((meta.n_frames, meta.height, meta.width, 3), np.uint8)
+        start = 0
+        for window in self._decode_next(grid.codes, meta, _Past()):
+            frames[start : start + len(window)] = window
+            start += len(window)
         return Video(frames, meta.fps)
 
     def _decode_next(self, codes: np.ndarray, meta: VideoMeta, past: _Past) -> Iterator[np.ndarray]:

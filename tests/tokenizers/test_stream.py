@@ -148,6 +148,11 @@ def test_silence_of_no_samples_is_a_frame_and_chunks_of_none_are_nothing() -> No
     sound = noise(95)
     halves = [Audio(sound.samples[:, :40], 16_000), empty, Audio(sound.samples[:, 40:], 16_000)]
     assert t.join(list(t.encode_stream(halves))) == t.encode(sound)
+    slow, none = noise(95, 8000), Audio(empty.samples, 8000)
+    assert t.join(list(t.encode_stream([none, slow, none]))) == t.encode(slow)
+    halves[2].samples[0, 3] = np.inf
+    with pytest.raises(InputError, match="NaN or infinite"):
+        list(t.encode_stream(halves))
 
 
 def test_streams_of_sound_that_change_or_go_on_after_their_end_are_refused() -> None:

@@ -58,7 +58,8 @@ class SpatialNorm(nn.Module):
             self.shift(zq)[:, :, :, None, :, None],
         )
         cells = self.norm(x).unflatten(3, (width // n, n)).unflatten(2, (height // n, n))
-        return torch.addcmul(shift, cells, scale).reshape(b, c, height, width)
+        out = None if torch.is_grad_enabled() else cells
+        return torch.addcmul(shift, cells, scale, out=out).reshape(b, c, height, width)
 
 
 def _enlarged(x: Tensor, n: int) -> Tensor:

@@ -115,7 +115,7 @@ class _Tokenizing:
         """All inputs into one file; none of it when one of them fails."""
         from polyglyph.tokenizers.base import save_codes
 
-        items = []
+        items: list[tuple[str, str, list[Any]]] = []
         for source, attempting in each(self.outcome, sources, "encoding", printable, self.strict):
             with attempting:
                 items.append((f"{len(items):06d}", printable(source), self.encode(source)))

@@ -50,3 +50,11 @@ TopP = Annotated[float | None, typer.Option(help="Draw from the ids that make up
 Guidance = Annotated[
     float | None, typer.Option(help="Above 1: away from what comes without the prompt.")
 ]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        "--against",
+        metavar="results.json",
+        help="Compare with an earlier result; refused where the two weren't measured in one way.",
+    ),
+]

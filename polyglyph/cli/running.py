@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from polyglyph.cli.options import (
+    Against,
     AsJson,
     Checkpoint,
     Debug,
@@ -20,6 +21,7 @@ from polyglyph.cli.options import (
 )
 from polyglyph.cli.outcome import command, printable
 from polyglyph.cli.progress import progress
+from polyglyph.cli.reconstructing import show_comparison
 
 
 def demo(
@@ -56,7 +58,8 @@ def demo(
 
 def evaluate(
     tasks: Annotated[
-        list[str] | None, typer.Argument(metavar="[TASK]...", help="Names; see --list.")
+        list[str] | None,
+        typer.Argument(metavar="[TASK]...", help="Names, see --list; or one results.json."),
     ] = None,
     all_tasks: Annotated[bool, typer.Option("--all", help="Every task.")] = False,
     list_all: Annotated[bool, typer.Option("--list", help="Name the tasks and end.")] = False,
@@ -70,6 +73,7 @@ def evaluate(
     ] = None,
     checkpoint: Checkpoint = "tiny",
     device: Device = "auto",
+    against: Against = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of the test scenes.")] = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -82,7 +86,8 @@ def evaluate(
     """Score a checkpoint: a table, JSON, an HTML report."""
     with command("eval", as_json, debug) as outcome:
         from polyglyph.errors import InputError
-        from polyglyph.eval.runner import list_tasks, load_task, run_tasks
+        from polyglyph.eval.protocol import load_results
+        from polyglyph.eval.runner import check_comparable, list_tasks, load_task, run_tasks
         from polyglyph.eval.runner import validate as check_tasks
         from polyglyph.eval.scoring import TEST_SEED
 
@@ -91,12 +96,20 @@ def evaluate(
                 outcome.add(task=name, summary=load_task(name).TASK.summary)
                 outcome.show(f"{name:24} {outcome.results[-1]['summary']}")
             return
+        earlier = load_results(against) if against is not None else None
+        if earlier is not None and tasks and tasks[0].endswith(".json"):
+            found_before = load_results(tasks[0])  # two earlier results: nothing is run
+            both = (printable(tasks[0]), printable(str(against)))
+            show_comparison(outcome, found_before, earlier, both)
+            return
         names = list_tasks() if all_tasks or (validate and not tasks) else list(tasks or [])
         if not names:
             raise InputError("name a task, or pass --all; --list names them")
         for name in names:
             load_task(name)
         chosen = TEST_SEED if seed is None else seed
+        if earlier is not None:
+            check_comparable(names, n, chosen, earlier, printable(str(against)))
         if validate:
             with progress("validating") as tell:
                 for name, share in check_tasks(names, n, chosen, tell).items():
@@ -112,8 +125,11 @@ def evaluate(
             found = run_tasks(
                 names, pipe, n, output, chosen, sampling=sampling, force=force, progress=tell
             )
-        outcome.results = found.to_json()["tasks"]
+        results = found.to_json()
+        outcome.results = results["tasks"]
         outcome.show(found.table())
+        if earlier is not None:
+            show_comparison(outcome, results, earlier, ("this", printable(str(against))))
 
 
 def bench(

@@ -116,13 +116,17 @@ def bits(grid: CodeGrid, spec: SpanSpec) -> float:
 
 
 def codebook_use(grids: Iterable[CodeGrid], spec: SpanSpec) -> list[CodebookUse]:
-    """One entry per codebook. Few grids cannot use a large codebook: read it with their number."""
+    """One entry per codebook that some grid has. Few grids cannot use a large codebook: read it
+    with their number."""
     import torch
 
     from polyglyph.tokenizers import quantize
 
-    rows = [grid.codes.reshape(spec.n_codebooks, -1).T for grid in grids]  # each (n, Q)
-    codes = np.concatenate([np.zeros((0, spec.n_codebooks), np.int32), *rows])
+    rows = [grid.codes.reshape(grid.n_codebooks, -1).T for grid in grids]  # each (n, Q' ≤ Q)
+    n = max((row.shape[1] for row in rows), default=spec.n_codebooks)
+    # -1: a codebook that a grid of fewer codebooks leaves out.
+    rows = [np.pad(row, ((0, 0), (0, n - row.shape[1])), constant_values=-1) for row in rows]
+    codes = np.concatenate([np.zeros((0, n), np.int32), *rows])
     return quantize.codebook_use(torch.from_numpy(codes), spec.codebook_size)
 
 

@@ -1,11 +1,11 @@
 """Scores a codec on scenes of the built-in world: media → codes → media → file → checkers.
 
-Knows no modality by name: a task says how its medium is measured.
+Knows no modality by name: `fidelity` says how a medium is measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,11 +14,11 @@ from polyglyph.data.shapes.claims import Verdict
 from polyglyph.data.shapes.examples import SHOW, check_reconstruction
 from polyglyph.data.shapes.scene import Scene, make_scene
 from polyglyph.data.sources.shapes import to_media, to_plain
+from polyglyph.eval.fidelity import MEASURED, measure, values_of
 from polyglyph.eval.files import as_filed
 from polyglyph.eval.metrics import bits, codebook_use
+from polyglyph.eval.protocol import hash_of, reconstruction_protocol
 from polyglyph.eval.scoring import Context, Scored, Task, TaskResult, others, share_ok, summarise
-
-Measure = Callable[[Any, Any], dict[str, float]]  # (original, reconstruction) as media
 
 
 class ReconstructionTask(Task):
@@ -26,8 +26,8 @@ class ReconstructionTask(Task):
 
     generates = False
 
-    def __init__(self, modality: str, summary: str, measure: Measure) -> None:
-        self.modality, self.summary, self.measure = modality, summary, measure
+    def __init__(self, modality: str, summary: str) -> None:
+        self.modality, self.summary = modality, summary
         self.needs = (modality,)
 
     def truth(self, n: int, seed: int) -> list[Verdict]:
@@ -38,7 +38,8 @@ class ReconstructionTask(Task):
         tokenizer = context.pipe.tokenizers[self.modality]
         scenes = _scenes(context.n, context.seed, held_out=False)
         every = scenes + _scenes(context.n_held_out, context.seed, held_out=True)
-        grids, items = [], []
+        grids, items, hashes = [], [], []
+        rates: set[int] = set()
         for start in range(0, len(every), context.batch_size):
             context.progress(start, len(every), "encoding and decoding")
             part = every[start : start + context.batch_size]
@@ -47,7 +48,10 @@ class ReconstructionTask(Task):
             grids += made
             for i, (scene, medium, grid) in enumerate(zip(part, media, made, strict=True), start):
                 result = as_filed(tokenizer.decode(grid))
-                values = self.measure(medium, result) | {"bits": bits(grid, tokenizer.spec)}
+                n_bits = bits(grid, tokenizer.spec)
+                values = measure(medium, result, n_bits) | {"bits": n_bits}
+                hashes.append(hash_of(values_of(medium)))
+                rates |= {result.sample_rate} if hasattr(result, "sample_rate") else set()
                 held_out = i >= len(scenes)
                 key = f"held-out-{i - len(scenes)}" if held_out else str(i)
                 found = self._judge(scene, result)
@@ -59,6 +63,14 @@ class ReconstructionTask(Task):
         result.floor = share_ok(self._floor(scenes, context.seed), context.seed)
         uses = codebook_use(grids[: len(scenes)], tokenizer.spec)
         result.facts["codebooks"] = [asdict(use) for use in uses]
+        more: dict[str, Any] = {"sample_rate": sorted(rates)} if rates else {}
+        result.protocol = reconstruction_protocol(
+            MEASURED[self.modality],
+            f"test scenes of shapes {hash_of(hashes)}",
+            len(scenes),
+            **more,
+        )
+        result.subject = {"span": tokenizer.spec.span, "fingerprint": tokenizer.fingerprint}
         return result
 
     def _show(self, scene: Scene) -> Any:

@@ -79,6 +79,9 @@ def _section(task: TaskResult) -> str:
         parts.append(f"<table><tr><th>attribute</th><th>right</th></tr>{rows}</table>")
     if task.facts:
         parts.append(f"<p><code>{escape(str(task.facts))}</code></p>")
+    if task.protocol:
+        said = "; ".join(f"{name}: {value}" for name, value in task.protocol.items())
+        parts.append(f'<p class="soft">Protocol: {escape(said)}</p>')
     parts.append(_wrong([item for item in task.items if not item.verdict.ok]))
     return "\n".join(parts)
 

@@ -9,7 +9,7 @@ import importlib
 import json
 import pkgutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -18,9 +18,9 @@ from typing import Any
 from polyglyph.errors import InputError, unknown
 from polyglyph.eval import tasks as tasks_package
 from polyglyph.eval.metrics import Estimate
+from polyglyph.eval.protocol import FORMAT, hash_of, refuse_incomparable
 from polyglyph.eval.scoring import TEST_SEED, Context, Progress, TaskResult, no_progress
 
-FORMAT = 1
 FILES = ("results.json", "samples.jsonl", "report.html")
 
 
@@ -183,6 +183,20 @@ def check_needs(name: str, module: ModuleType, pipe: Any) -> None:
         )
 
 
+def check_comparable(
+    names: Iterable[str], n: int, seed: int, earlier: Mapping[str, Any], label: str
+) -> None:
+    """InputError where a run of these tasks could not be compared with an earlier result: said
+    before it starts, as far as it is known by then."""
+    stated = {task["task"]: task.get("protocol") for task in earlier["tasks"]}
+    for name in names:
+        if name not in stated:
+            continue
+        known = {"version": load_task(name).VERSION, "seed": seed, "n": n}
+        before = stated[name] and {field: stated[name].get(field) for field in known}
+        refuse_incomparable(known, before, (f"{name} of this", f"{name} of {label}"))
+
+
 def _run(name: str, module: ModuleType, context: Context, progress: Progress) -> TaskResult:
     def tell(done: int, of: int, what: str) -> None:
         progress(done, of, f"{name}: {what}")
@@ -190,6 +204,10 @@ def _run(name: str, module: ModuleType, context: Context, progress: Progress) ->
     began = time.perf_counter()
     result: TaskResult = module.TASK.run(replace(context, progress=tell))
     result.task, result.version = name, module.VERSION
+    # What was asked of whom: a changed world or prompt shows, whatever its version says.
+    asked = f"test scenes of shapes {hash_of([[item.key, item.prompt] for item in result.items])}"
+    general = {"version": module.VERSION, "seed": result.seed, "n": result.n, "reference": asked}
+    result.protocol = general | result.protocol
     result.seconds = time.perf_counter() - began
     return result
 

@@ -87,12 +87,15 @@ class TaskResult:
     by_group: dict[str, Estimate] = field(default_factory=dict)
     metrics: dict[str, Estimate] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)  # how it was measured
+    subject: dict[str, Any] = field(default_factory=dict)  # what was, beside the checkpoint
     seconds: float = 0.0
     items: list[Scored] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the items."""
-        plain = ("task", "version", "seed", "n", "by_attribute", "facts", "seconds")
+        plain = ["task", "version", "seed", "n", "by_attribute", "facts", "protocol", "subject"]
+        plain += ["seconds"]
         one = ("right", "ceiling", "floor", "held_out")
         many = ("by_objects", "by_group", "metrics")
         data: dict[str, Any] = {name: getattr(self, name) for name in plain}

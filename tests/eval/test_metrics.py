@@ -104,6 +104,15 @@ def test_codebook_use_counts_each_codebook_apart() -> None:
     assert stuck.usage == 1 / 8 and stuck.perplexity == pytest.approx(1) and stuck.dead == 7 / 8
 
 
+def test_codebook_use_leaves_out_what_a_grid_of_fewer_codebooks_has_not() -> None:
+    spec = SpanSpec("audio", "audio", 8, 3, 1)
+    codes = np.stack([np.arange(8), np.zeros(8)]).astype(np.int32)
+    few, more = CodeGrid("audio", codes[:1]), CodeGrid("audio", codes)
+    assert len(codebook_use([few], spec)) == 1
+    both = codebook_use([few, more], spec)
+    assert [use.usage for use in both] == [1, 1 / 8] and both[1].perplexity == pytest.approx(1)
+
+
 def test_bootstrap_interval_holds_the_mean_and_narrows_with_n() -> None:
     rng = np.random.default_rng(4)
     few, many = (bootstrap(rng.random(n) < 0.7, seed=1) for n in (20, 2000))

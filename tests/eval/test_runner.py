@@ -22,9 +22,10 @@ from polyglyph.data.shapes.scene import HELD_OUT, OBSERVABLE, make_scene
 from polyglyph.data.sources.shapes import to_media, to_plain
 from polyglyph.errors import InputError
 from polyglyph.eval.pairs import PairTask
-from polyglyph.eval.runner import list_tasks, load_task, run_tasks, validate
+from polyglyph.eval.protocol import compare
+from polyglyph.eval.runner import check_comparable, list_tasks, load_task, run_tasks, validate
 from polyglyph.eval.scoring import Task, others
-from polyglyph.media import MODALITY_OF
+from polyglyph.media import MODALITY_OF, Image
 from polyglyph.sequence.document import Document, Segment
 from polyglyph.tokenizers.base import CodeGrid, SpanSpec
 
@@ -37,6 +38,7 @@ class Mirror:
 
     def __init__(self, modality: str) -> None:
         self.spec = SpanSpec(modality, modality, 4096, 1, RANK[modality])
+        self.fingerprint = f"mirror of {modality}"
         self.media: list[Any] = []
 
     def encode_batch(self, media: list[Any]) -> list[CodeGrid]:
@@ -167,6 +169,34 @@ def test_a_lossless_codec_reconstructs_everything() -> None:
         assert result.right.mean == 1 and result.floor.mean < 1
         assert result.metrics["bits"].mean == 12
         assert result.facts["codebooks"][0]["perplexity"] == pytest.approx(5)
+        assert result.subject["fingerprint"].startswith("mirror of")
+        assert result.protocol["n"] == 5 and result.protocol["weights"].startswith("none")
+
+
+def test_two_runs_are_compared_and_a_run_of_other_scenes_is_refused() -> None:
+    names = ["reconstruction_image", "reconstruction_audio"]
+    one, same, other = (run_tasks(names, Oracle([]), 3, seed=s).to_json() for s in (1, 1, 2))
+    rows = compare(one, same)
+    assert {row["metric"] for row in rows} >= {"right", "psnr_db", "ssim", "si_sdr_db", "stoi"}
+    assert all(row["difference"] == 0 for row in rows)
+    with pytest.raises(InputError, match="seed is 1 in reconstruction_image of this and 2 in"):
+        compare(one, other)
+    with pytest.raises(InputError, match="n is 4 in reconstruction_image of this and 3 in"):
+        check_comparable(names, 4, 1, one, "that")
+    check_comparable(names, 3, 1, one, "that")
+
+
+def test_pixels_that_differ_are_another_reference_whatever_the_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = run_tasks(["reconstruction_image"], Oracle([]), 2, seed=1).to_json()
+    task = load_task("reconstruction_image").TASK
+    show = type(task)._show
+    brighter = lambda self, scene: Image(np.maximum(show(self, scene).array, 9))  # noqa: E731
+    monkeypatch.setattr(type(task), "_show", brighter)
+    after = run_tasks(["reconstruction_image"], Oracle([]), 2, seed=1).to_json()
+    with pytest.raises(InputError, match="can't be compared: reference is 'test scenes of shapes"):
+        compare(before, after)
 
 
 def test_the_blind_baseline_answers_some_questions_and_not_most() -> None:

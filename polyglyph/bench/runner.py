@@ -53,10 +53,10 @@ class BenchResult:
 
 @dataclass(frozen=True)
 class Bench:
-    """What a bench's file offers: `run(quick, progress)` gives its result."""
+    """What a bench's file offers: `run(quick, progress)` gives its result, or one for every row."""
 
     summary: str
-    run: Callable[[bool, Progress], BenchResult]
+    run: Callable[[bool, Progress], BenchResult | list[BenchResult]]
 
 
 def list_benches() -> list[str]:
@@ -94,10 +94,12 @@ def run_benches(
             progress(done, of, f"{name}: {what}")
 
         began = time.perf_counter()
-        result = bench.run(quick, tell)
-        result.bench, result.hardware = name, describe_machine()
-        result.seconds = time.perf_counter() - began
-        results.append(result)
+        made = bench.run(quick, tell)
+        for result in made if isinstance(made, list) else [made]:
+            result.bench = f"{name}: {result.bench}" if result.bench else name
+            result.hardware = describe_machine()
+            result.seconds = time.perf_counter() - began
+            results.append(result)
     if out is not None:
         data = {"format": FORMAT, "quick": quick, "results": [r.to_json() for r in results]}
         with atomic_file(out, force=force) as temporary:

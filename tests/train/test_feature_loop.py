@@ -55,9 +55,9 @@ def test_a_batch_is_a_pure_function_of_its_step() -> None:
     for step in (1, 0):
         found = task_batch(other, step)
         assert all(map(torch.equal, found, due[step]))
-    x, clean, kinds, turns = due[0]
+    x, clean, kinds = due[0]
     assert x.shape == clean.shape == (4, 3, 72, 72) and float(x.abs().max()) <= 1
-    assert kinds.shape == turns.shape == (4,)
+    assert kinds.shape == (4,)
     assert not torch.equal(due[0][0], due[1][0])
 
 
@@ -66,7 +66,7 @@ def test_a_run_writes_a_net_that_says_what_it_saw_and_a_loss_can_use(tmp_path: P
     line = train_features(run_of(), tmp_path / "r", on_log=said.append)
     assert [entry["step"] for entry in said] == [2, 3] and said[-1] == line
     assert RunFolder(tmp_path / "r").lines() == said
-    assert set(line["monitors"]) == {"damage_right", "turn_right"}
+    assert set(line["monitors"]) == {"damage_right"}
     config = ImageLossConfig(
         perceptual=1.0, perceptual_net="small", perceptual_weights=str(tmp_path / "r")
     )
@@ -92,8 +92,7 @@ def test_the_same_config_gives_the_same_net(tmp_path: Path) -> None:
 
 def test_the_tasks_have_a_gradient_for_every_layer() -> None:
     tasks = FeatureTasks()
-    damage, turn, clean = tasks(torch.randn(2, 3, 24, 16))
-    assert damage.shape == (2, len(DAMAGES)) and turn.shape == (2, 4)
-    assert clean.shape == (2, 3, 24, 16)
-    (damage.sum() + turn.square().sum() + clean.square().sum()).backward()
+    damage, clean = tasks(torch.randn(2, 3, 24, 16))
+    assert damage.shape == (2, len(DAMAGES)) and clean.shape == (2, 3, 24, 16)
+    (damage.square().sum() + clean.square().sum()).backward()
     assert all(p.grad is not None for p in tasks.parameters())

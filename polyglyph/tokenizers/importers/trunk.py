@@ -153,9 +153,11 @@ _STATED = {
 
 
 def check_stated(config: VqganConfig, stated: Mapping[str, Any], source: str) -> None:
-    """FormatError where a config.json beside the weights says otherwise than their shapes do."""
+    """FormatError where a config.json beside the weights says otherwise than their shapes do.
+
+    That of a larger model, which doesn't describe its codec, says nothing."""
     stated = stated.get("vq_config") or stated
-    if not isinstance(stated, Mapping):
+    if not isinstance(stated, Mapping) or not {"channel_multiplier", "ch_mult"} & stated.keys():
         return
     fields = config.model_dump(mode="json")
     fields |= fields["quantizer"]

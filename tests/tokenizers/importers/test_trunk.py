@@ -71,13 +71,14 @@ def test_sizes_that_make_no_codec_are_refused_in_one_line() -> None:
     "stated",
     [
         {"ch_mult": [1, 2, 4]},
-        {"vq_config": {"embed_dim": 5}},
-        {"double_z": True},
-        {"num_attention_heads": 4},
+        {"vq_config": {"channel_multiplier": [1, 1, 2], "embed_dim": 5}},
+        {"ch_mult": [1, 1, 2], "double_z": True},
+        {"ch_mult": [1, 1, 2], "num_attention_heads": 4},
     ],
 )
 def test_a_configuration_that_says_otherwise_is_refused(stated: dict[str, object]) -> None:
     config = config_of(Spec())
     check_stated(config, {"ch": 32, "ch_mult": [1, 1, 2], "hidden_size": 9}, "file")
+    check_stated(config, {"model_type": "larger", "num_attention_heads": 32}, "file")
     with pytest.raises(FormatError, match="file"):
         check_stated(config, stated, "file")

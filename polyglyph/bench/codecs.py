@@ -234,6 +234,9 @@ def mimi(quick: bool) -> Sides:
     x = make_sound(0.4 if quick else 10, 24_000)[None]
     split = model.quantizer
     with torch.no_grad():
+        for key, weight in model.named_parameters():  # a constant latent is rounding, not choice
+            if key.endswith("conv.bias"):
+                weight.zero_()
         latents = model.encoder(x).latents
         halves = (
             split.semantic_residual_vector_quantizer,
@@ -312,9 +315,99 @@ def dac_24khz(quick: bool) -> Sides:
     )
 
 
+# --- pictures -----------------------------------------------------------------------------------
+
+
+def make_picture(size: int) -> Any:
+    """Slopes under fine texture: (1, 3, size, size) float32 in [-1, 1]."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    slope = torch.linspace(-0.6, 0.6, size)
+    smooth = torch.stack([slope[:, None] + 0 * slope, slope + 0 * slope[:, None], slope.sin() * 0.5
+                          + slope[:, None] ** 2])  # fmt: skip
+    return (smooth + 0.2 * torch.randn(3, size, size, generator=generator)).clamp(-1, 1)[None]
+
+
+def _picture_sides(model: Any, load: Any, x: Any, codes: Callable, decode: Callable,
+                   cosine: bool = False) -> Sides:  # fmt: skip
+    """As `_sides`, from pixels to codes (1, h, w) and back, on both sides without the files' eight
+    bits. The table is drawn among the latents."""
+    import torch
+    import torch.nn.functional as F
+
+    from polyglyph.tokenizers.importers.weights import Source
+
+    config = model.config.to_dict()
+    tokenizer, _ = load(Source(Path("random"), dict(model.state_dict()), config))
+    net = tokenizer.net
+    with torch.inference_mode():
+        latents = net.latents(x[:, None] if hasattr(net, "stride_t") else x)
+        latents = latents.flatten(2)[0].t()  # (F, D)
+        table = drawn_tables(
+            F.normalize(latents, dim=-1) if cosine else latents,
+            1,
+            net.config.quantizer.codebook_size,
+        )
+        table = F.normalize(table, dim=-1) if cosine else table
+        for book in (model.quantize.embedding.weight, net.quantizer.codebook[0]):
+            book.copy_(table[0])
+        given = net.encode(x)
+    return Sides(
+        (lambda: net.encode(x)[0].numpy(), lambda: codes(x).numpy()),
+        (lambda: net.decode(given)[0].numpy(), lambda: decode(given[0]).clamp(-1, 1).numpy()),
+        residual_search(F.normalize(latents.double(), dim=-1) if cosine else latents, table),
+        {"codes": list(given.shape[1:]), "parameters": sum(p.numel() for p in model.parameters())},
+    )
+
+
+def emu3_still(quick: bool) -> Sides:
+    """VisionVQ, one picture of 256 pixels a side."""
+    import torch
+    from transformers import Emu3VQVAE, Emu3VQVAEConfig
+
+    from polyglyph.tokenizers.importers.emu3 import load_image
+
+    torch.manual_seed(0)
+    small = {"base_channels": 32, "hidden_size": 128, "codebook_size": 512} if quick else {}
+    model = Emu3VQVAE(Emu3VQVAEConfig(**small)).eval()
+    x = make_picture(32 if quick else 256)
+    sizes = torch.tensor([x.shape[-2:]])
+    return _picture_sides(
+        model,
+        load_image,
+        x,
+        lambda x: torch.stack(model.encode(x, image_sizes=sizes).image_tokens),
+        lambda codes: model.decode(codes)[0],
+    )
+
+
+def llamagen(quick: bool) -> Sides:
+    """VQ-16, one picture of 256 pixels a side."""
+    import torch
+    from transformers import JanusVQVAE, JanusVQVAEConfig
+
+    from polyglyph.tokenizers.importers.llamagen import load
+
+    torch.manual_seed(0)
+    n = 2 if quick else 16  # codes a side
+    small = {"base_channels": 32, "num_embeddings": 512} if quick else {}
+    model = JanusVQVAE(JanusVQVAEConfig(num_patches=n, **small)).eval()
+    return _picture_sides(
+        model,
+        load,
+        make_picture(16 * n),
+        lambda x: model.encode(x).image_tokens.reshape(1, n, n),
+        lambda codes: model.decode(codes.reshape(1, -1))[0],
+        cosine=True,
+    )
+
+
 PEERS = (
     Peer("EnCodec 24 kHz, 6 kbps, 10 s, against transformers", encodec_24khz, 1.3, 1.3),
     Peer("Mimi, 8 codebooks, 10 s, against transformers", mimi, 1.1, 1.1),
     Peer("DAC 24 kHz, 10 s, against transformers", dac_24khz, 1.5, 1.5),
+    Peer("Emu3 VisionVQ, a still of 256², against transformers", emu3_still, 3.5, 3.0),
+    Peer("LlamaGen VQ-16, 256², against transformers", llamagen, 1.1, 1.1),
 )
 BENCH = Bench("published codecs against transformers' classes, on the same weights", run)

@@ -129,11 +129,15 @@ class Vqgan(nn.Module):
             self.decoder = Decoder2d(*trunk, style=style)
         channels_last(self)
 
+    def latents(self, pixels: Tensor) -> Tensor:
+        """What is quantized: (B, d, H/s, W/s)."""
+        pixels = pixels.to(self.conv_out.weight.device, memory_format=torch.channels_last)
+        return self.quant_conv(self.conv_out(self.encoder(pixels)))
+
     @torch.no_grad()
     def encode(self, pixels: Tensor, n_codebooks: int | None = None) -> Tensor:
         """Codes (B, 1, H/s, W/s) of the one codebook; H and W are whole strides."""
-        pixels = pixels.to(self.conv_out.weight.device, memory_format=torch.channels_last)
-        z = self.quant_conv(self.conv_out(self.encoder(pixels)))
+        z = self.latents(pixels)
         b, _, h, w = z.shape
         return self.quantizer.encode(z.flatten(2).transpose(1, 2)).reshape(b, 1, h, w)
 

@@ -25,6 +25,16 @@ def test_both_sides_are_measured_in_turn_and_choose_the_same_codes(
     assert decode.facts["distance"] < 1e-4 < decode.facts["peak"]
 
 
+def test_pictures_have_the_codes_and_pixels_of_the_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [peer for peer in codecs.PEERS if "256²" in peer.name]
+    monkeypatch.setattr(codecs, "PEERS", pictures)
+    rows = run_benches(["codecs"], quick=True)
+    assert len(rows) == 4
+    for encode, decode in zip(rows[::2], rows[1::2], strict=True):
+        assert encode.facts["wrong"] == 0 and encode.facts["same"] > 0.9
+        assert decode.facts["distance"] < 1e-4 < decode.facts["peak"]
+
+
 def test_every_row_has_a_target_and_a_name_of_its_own() -> None:
     assert len({peer.name for peer in codecs.PEERS}) == len(codecs.PEERS)
     assert all(peer.encode or peer.decode for peer in codecs.PEERS)

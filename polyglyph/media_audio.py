@@ -8,12 +8,13 @@ from __future__ import annotations
 import io
 import math
 import struct
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 
 from polyglyph.errors import MediaError
-from polyglyph.media_formats import OGG, WAV, Format, Limits
+from polyglyph.media_formats import MP3, OGG, WAV, Format, Limits
 
 _SUBTYPES = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"),
              ".opus": ("OGG", "OPUS"), ".mp3": ("MP3", "MPEG_LAYER_III")}  # fmt: skip
@@ -25,6 +26,9 @@ _MAX_CHANNELS = {".mp3": 2, ".opus": 2, ".ogg": 8, ".flac": 8}
 _BLOCK = 1 << 16  # samples a write; libsndfile's Vorbis and Opus writers overflow on huge ones
 _READ = 1 << 12  # samples a read; where a damaged FLAC stops, the whole read is lost
 _HALF = math.sqrt(0.5)
+_MP3_KBPS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # MPEG-1
+_MP3_LOW_KBPS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)  # MPEG-2, 2.5
+_MP3_TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3")
 
 
 def from_array(samples: np.ndarray) -> np.ndarray:
@@ -62,6 +66,7 @@ def decode(
     import soundfile
 
     promised = _wav_promise(file) if found is WAV else None
+    walked = _mp3_frames(file) if found is MP3 else None
     file.seek(0)
     try:
         with soundfile.SoundFile(file) as sound:
@@ -78,6 +83,14 @@ def decode(
     n_read = samples.shape[1]
     if n_read == 0:
         raise MediaError(f"{label} contains no samples; expected at least one")
+    if walked is not None:
+        promised = walked.n_samples if n_read < walked.n_samples - walked.slack else None
+        if walked.n_foreign:
+            text = f"{walked.n_foreign} bytes between its frames are damaged and were left out"
+            if strict:
+                raise MediaError(f"{label}: {text}; fetch it again or leave strict off")
+            notes.append(text)
+        is_damaged |= walked.is_cut
     expected = max(expected if found is not OGG else 0, promised or 0)
     if n_read < expected or is_damaged:
         text = f"ends early: {n_read} samples of {max(expected, n_read)} could be read"
@@ -130,6 +143,73 @@ def _wav_promise(file: BinaryIO) -> int | None:
             long_size = struct.unpack(f"{order}Q", body[8:16])[0]
         file.seek(size - len(body) + size % 2, io.SEEK_CUR)
     return None
+
+
+@dataclass(frozen=True)
+class _Mp3Frames:
+    """What the frame headers of an MP3 say."""
+
+    n_samples: int
+    slack: int  # samples that a decoder may leave out: the header frame, delay and padding
+    n_foreign: int  # bytes between frames that belong to none
+    is_cut: bool  # the last frame is not whole
+
+
+def _mp3_frames(file: BinaryIO) -> _Mp3Frames | None:
+    """Walks from frame to frame; None where the file doesn't begin with one of layer III.
+
+    The decoder finds its way over damage and says nothing of what it left out."""
+    file.seek(0)
+    data = file.read()
+    at = 0
+    if data[:3] == b"ID3" and len(data) > 10:  # a length of four times seven bits
+        at = 10 + sum((byte & 0x7F) << (7 * (3 - i)) for i, byte in enumerate(data[6:10]))
+    first = _mp3_frame(data, at)
+    if first is None:
+        return None
+    # Without the header frame the decoder guesses the length, and reads no further.
+    head = data[at + 4 : at + 48].lstrip(b"\0")
+    slack = 4 * 1152 if head.startswith((b"Info", b"Xing")) else 1152
+    n_samples = n_foreign = 0
+    while at < len(data):
+        frame = _mp3_frame(data, at)
+        if frame is None:
+            start, at = at, _next_mp3_frame(data, at)
+            is_tag = data[start : start + 11].startswith(_MP3_TAGS) or not data[start:at].strip(
+                b"\0"
+            )
+            n_foreign += 0 if at == len(data) and is_tag else at - start
+            continue
+        if at + frame[0] > len(data):
+            return _Mp3Frames(n_samples, slack, n_foreign, True)
+        at, n_samples = at + frame[0], n_samples + frame[1]
+    return _Mp3Frames(n_samples, slack, n_foreign, False)
+
+
+def _mp3_frame(data: bytes, at: int) -> tuple[int, int] | None:
+    """(bytes, samples) of the layer III frame at `at`, by its header (ISO 11172-3, 13818-3)."""
+    head = data[at : at + 4]
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
+        return None
+    version, bitrate, rate = (head[1] >> 3) & 3, head[2] >> 4, (head[2] >> 2) & 3
+    if version == 1 or bitrate in (0, 15) or rate == 3:
+        return None
+    is_first = version == 3
+    hertz = (44100, 48000, 32000)[rate] // (1 if is_first else 2 if version == 2 else 4)
+    bits_per_s = 1000 * (_MP3_KBPS if is_first else _MP3_LOW_KBPS)[bitrate]
+    n_samples = 1152 if is_first else 576
+    return n_samples // 8 * bits_per_s // hertz + ((head[2] >> 1) & 1), n_samples
+
+
+def _next_mp3_frame(data: bytes, at: int) -> int:
+    """Where the next two frames in a row begin, or the end."""
+    while (at := data.find(b"\xff", at + 1)) >= 0:
+        frame = _mp3_frame(data, at)
+        if frame is not None:
+            after = at + frame[0]
+            if after >= len(data) - 4 or _mp3_frame(data, after) is not None:
+                return at
+    return len(data)
 
 
 def encode(samples: np.ndarray, sample_rate: int, suffix: str, notes: list[str]) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 _X264 = {"crf": "18", "preset": "fast"}
 _VP9 = {"crf": "20", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
 _DAMAGE_SHARE = 0.1  # of the packets that may be undecodable before the clip is refused
+_SOUND_SLACK_S = 0.1  # codecs pad their sound
 _BT709 = 1  # matrix, primaries and transfer alike (H.273)
 _HDR_TRANSFERS = (16, 18)  # PQ and HLG (H.273)
 
@@ -47,9 +49,6 @@ def from_array(frames: np.ndarray) -> np.ndarray:
             f"a clip is uint8 (frames, height, width, 3); got {frames.dtype} {frames.shape}"
         )
     return np.ascontiguousarray(frames)
-
-
-# --- constant rate -----------------------------------------------------------------------------
 
 
 def at_constant_rate(
@@ -85,9 +84,6 @@ def at_constant_rate(
 def _tidy(fps: float) -> float:
     """A measured rate without the noise of millisecond clocks."""
     return float(round(fps)) if round(fps) and abs(fps / round(fps) - 1) < 0.005 else round(fps, 3)
-
-
-# --- reading -----------------------------------------------------------------------------------
 
 
 def decode(
@@ -166,6 +162,7 @@ class _Reading:
     n_bytes: int = 0
     n_packets: int = 0
     n_damaged: int = 0
+    whole_s: float = 0.0  # by the header
 
 
 def _read(container: Any, reading: _Reading) -> None:
@@ -207,6 +204,7 @@ def _check_header(container: Any, reading: _Reading) -> None:
     if reading.sound is not None:
         n_bytes += duration_s * reading.sound.rate * reading.sound.channels * 4.0
     limits.check_duration(duration_s, n_bytes, label)
+    reading.whole_s = duration_s
 
 
 def _take_picture(frame: Any, reading: _Reading) -> None:
@@ -296,6 +294,36 @@ def _turned(pixels: np.ndarray, matrix: np.ndarray | None, notes: list[str]) -> 
     return pixels[::-1] if flips_y else pixels
 
 
+def _length_s(stream: Any) -> float | None:
+    """How long a stream lasts by the header, in s; None where it doesn't say."""
+    if stream is None or stream.duration:
+        return float(stream.duration * stream.time_base) if stream is not None else None
+    # Matroska has no length of a track but a tag, "00:00:01.250000000".
+    match = re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)\s*", stream.metadata.get("DURATION", ""))
+    parts = zip(match.groups(), (3600, 60, 1), strict=True) if match else None
+    return sum(float(number) * unit for number, unit in parts) if parts else None
+
+
+def _note_early_end(reading: _Reading, strict: bool, duration_s: float, frame_s: float) -> None:
+    """A note, or an error with `strict`, where less came than the header promised."""
+    sound = reading.sound
+    sound_s = sum(b.shape[1] for b in reading.blocks) / sound.rate if sound is not None else 0.0
+    end_s = min((t for t in reading.times if t is not None), default=0.0) + duration_s
+    sound_end_s = (reading.sound_start_s or 0.0) + sound_s
+    # Matroska counts from zero, MP4 from the first picture or sample.
+    for found_s, due_s, slack_s in (
+        (max(duration_s, end_s), _length_s(reading.picture), 0.75 * frame_s),
+        (max(sound_s, sound_end_s), _length_s(sound), _SOUND_SLACK_S),
+        (max(end_s, sound_end_s), reading.whole_s, max(_SOUND_SLACK_S, 1.5 * frame_s)),
+    ):
+        if due_s is not None and due_s - found_s > slack_s + 0.001 * due_s:
+            text = f"ends early: {found_s:.2f} s of {due_s:.2f} s could be read"
+            if strict:
+                raise MediaError(f"{reading.label} {text}; fetch it again or leave strict off")
+            reading.notes.append(text)
+            return
+
+
 def _assemble(reading: _Reading, strict: bool) -> Clip:
     label, notes = reading.label, reading.notes
     if reading.n_damaged:
@@ -308,12 +336,14 @@ def _assemble(reading: _Reading, strict: bool) -> Clip:
     if reading.picture is None:
         if samples is None or not samples.shape[1]:
             raise MediaError(f"{label} contains no sound that can be decoded")
+        _note_early_end(reading, strict, 0.0, 0.0)
         return Clip(None, 0.0, samples, rate)
     if not reading.frames:
         raise MediaError(f"{label} contains no frame that can be decoded; it may be cut off")
     rate_hint = reading.picture.average_rate or reading.picture.guessed_rate
     nominal = float(rate_hint) if rate_hint else None
     frames, times, start_s, duration_s = _timeline(reading, nominal)
+    _note_early_end(reading, strict, duration_s, duration_s / len(frames))
     stacked, fps = at_constant_rate(frames, times, duration_s, nominal, notes)
     if samples is not None and rate is not None:
         samples = _aligned(samples, rate, (reading.sound_start_s or 0.0) - start_s)
@@ -346,9 +376,6 @@ def _aligned(samples: np.ndarray, rate: int, late_s: float) -> np.ndarray:
     if abs(shift) <= rate // 1000:  # a millisecond is the clock of WebM
         return samples
     return np.pad(samples, ((0, 0), (shift, 0))) if shift > 0 else samples[:, -shift:]
-
-
-# --- writing -----------------------------------------------------------------------------------
 
 
 def encode(

@@ -245,3 +245,28 @@ def test_a_sound_needs_a_rate_and_a_shape() -> None:
             Audio(sine(9, 8000), rate)  # type: ignore[arg-type]
     with pytest.raises(MediaError, match=r"\(channels, samples\)"):
         Audio(np.zeros((1, 2, 3)), 8000)
+
+
+# --- an MP3 says nothing of what is missing
+
+
+def mp3(n_samples: int = 40_000) -> bytes:
+    return to_bytes(Audio(sine(n_samples, 16_000), 16_000), ".mp3")
+
+
+def test_an_mp3_that_is_cut_or_damaged_is_noted_or_refused_under_strict() -> None:
+    data = bytearray(mp3())
+    cut, junk = bytes(data[: len(data) * 2 // 3]), bytearray(data)
+    noise = np.random.default_rng(0).integers(0, 256, 300, dtype=np.uint8)
+    junk[len(data) // 2 : len(data) // 2 + 300] = noise.tobytes()
+    for source, said in ((cut, "ends early"), (bytes(junk), "bytes between its frames")):
+        assert any(said in note for note in audio(source).notes)
+        with pytest.raises(MediaError, match=said):
+            load(source, strict=True)
+
+
+@pytest.mark.parametrize("more", [b"", b"TAG" + bytes(125), bytes(400), b"APETAGEX" + bytes(90)])
+def test_a_whole_mp3_with_tags_or_padding_behind_it_is_not_called_cut(more: bytes) -> None:
+    tag = b"ID3\x04\x00\x00\x00\x00\x01\x00" + bytes(128)
+    for source in (mp3() + more, tag + mp3() + more):
+        assert audio(source, strict=True).notes == []

@@ -228,6 +228,86 @@ def test_a_clip_cut_in_half_is_refused_or_its_loss_is_said(tmp_path: Path) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mkv"])
+def test_a_clip_that_is_cut_behind_its_index_is_noted_or_refused_under_strict(suffix: str) -> None:
+    tone = Audio(0.3 * np.sin(np.arange(32_000) * 0.1), 16_000)
+    rng = np.random.default_rng(0)
+    noisy = rng.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)  # the pictures fill the file
+    data = to_bytes(Video(noisy, 12, tone), suffix)
+    assert video(data, strict=True).notes == []
+    cut = data[: len(data) * 3 // 4]
+    assert any(note.startswith("ends early") for note in video(cut).notes)
+    with pytest.raises(MediaError, match="ends early|packets are damaged"):
+        load(cut, strict=True)
+
+
+def test_row_20_an_mp4_whose_index_is_behind_is_refused_when_cut_and_ours_is_in_front(
+    tmp_path: Path,
+) -> None:
+    behind = container(moving(30, 32, 32), muxer="mp4", codec="libx264", pix_fmt="yuv420p")
+    with pytest.raises(MediaError, match="can't be read as MP4"):
+        load(behind[: len(behind) // 2])
+    noisy = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+    Video(noisy, 10).save(tmp_path / "a.mp4")
+    ours = (tmp_path / "a.mp4").read_bytes()
+    assert ours.index(b"moov") < ours.index(b"mdat")
+    assert 0 < video(ours[: len(ours) * 3 // 4]).n_frames < 30
+
+
+def test_row_21_a_file_without_the_stream_that_is_asked_for_is_refused_in_words() -> None:
+    silent = to_bytes(Video(moving(2, 32, 32), 8), ".mkv")
+    with pytest.raises(MediaError, match="no audio stream that can be decoded; load it as video"):
+        load(silent, "audio")
+    assert video(silent).audio is None
+
+
+def test_row_22_damaged_packets_are_counted_and_too_many_are_refused() -> None:
+    frames = np.repeat(moving(1, 32, 32), 40, axis=0)
+    data = bytearray(container(frames, codec="libx264", pix_fmt="yuv420p"))
+    with av.open(io.BytesIO(bytes(data))) as file:
+        packets = [bytes(packet) for packet in file.demux(video=0) if packet.size]
+    places = [data.index(packet) for packet in packets]
+    assert len(places) == 40
+
+    def with_broken(chosen: list[int]) -> bytes:
+        broken = bytearray(data)
+        for index in chosen:  # no length of a unit fits any more
+            broken[places[index] : places[index] + 5] = b"\xff" * 5
+        return bytes(broken)
+
+    loaded = video(with_broken([20, 25]))
+    assert any("2 of 40 packets are damaged and were left out" in note for note in loaded.notes)
+    assert loaded.n_frames / loaded.fps == pytest.approx(4.0, abs=0.2)
+    with pytest.raises(MediaError, match="2 of 40 packets are damaged"):
+        load(with_broken([20, 25]), strict=True)
+    with pytest.raises(MediaError, match="packets are damaged; fetch it again"):
+        load(with_broken(list(range(5, 15))))
+
+
+def test_row_24_one_frame_and_a_sound_longer_than_the_pictures_keep_their_lengths() -> None:
+    tone = Audio(0.3 * np.sin(np.arange(32_000) * 0.1), 16_000)
+    for n_frames in (1, 5):
+        loaded = video(to_bytes(Video(moving(n_frames, 32, 32), 5, tone), ".mp4"), strict=True)
+        assert (loaded.n_frames, loaded.fps) == (n_frames, 5)
+        assert loaded.audio is not None and loaded.audio.duration_s == pytest.approx(2, abs=0.15)
+
+
+def test_row_25_ten_bits_hdr_and_interlaced_pictures_load_as_eight_bits_with_a_note() -> None:
+    def hdr(stream: Any) -> None:
+        stream.codec_context.color_trc = 16  # PQ
+
+    loaded = video(container(moving(2, 16, 32), codec="ffv1", pix_fmt="yuv420p10le", prepare=hdr))
+    assert loaded.frames.dtype == np.uint8
+    assert "10-bit pictures were reduced to 8 bits" in loaded.notes
+    assert any("high dynamic range" in note for note in loaded.notes)
+
+    def fields(stream: Any) -> None:
+        stream.options = {"x264-params": "tff=1"}
+
+    combed = container(moving(4, 32, 32), codec="libx264", pix_fmt="yuv420p", prepare=fields)
+    assert any("interlaced" in note for note in video(combed).notes)
+
+
 def test_what_a_file_does_not_hold_is_named() -> None:
     silent = to_bytes(Video(moving(2, 32, 32), 8), ".mp4")
     with pytest.raises(

@@ -7,6 +7,7 @@ design: tensors `000000.image` ... in one safetensors file with a JSON list of i
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -410,7 +411,8 @@ def save_codes(path: str | Path, items: Sequence[CodesItem], *, force: bool = Fa
             named = {"key": name, "modality": grid.modality, "source": source}
             more = {"fingerprint": grid.fingerprint, "meta": meta_to_json(grid.meta)}
             entries.append({**named, **more})
-    header = json.dumps({"format": FORMAT, "items": entries}, ensure_ascii=False)
+    stated = {"format": FORMAT, "items": entries, "sha256": _digest(entries, tensors)}
+    header = json.dumps(stated, ensure_ascii=False)
     with atomic_file(Path(path), force=force) as temporary:
         Path(temporary).write_bytes(save(tensors, metadata={"polyglyph": header}))
 
@@ -436,6 +438,8 @@ def load_codes(path: str | Path) -> list[CodesItem]:
     entries = _entries(header, path)
     if sorted(tensors) != sorted(entry["key"] for entry in entries):
         raise FormatError(f"{path}: its list of items and its tensors disagree; it is damaged")
+    if json.loads(header).get("sha256", due := _digest(entries, tensors)) != due:
+        raise FormatError(f"{path} doesn't match its sha256; it is damaged: make it again")
     items: dict[str, CodesItem] = {}
     for entry in entries:
         key = entry["key"].rsplit(".", 1)[0]
@@ -446,6 +450,16 @@ def load_codes(path: str | Path) -> list[CodesItem]:
         grid = CodeGrid(entry["modality"], codes, meta, entry["fingerprint"])
         items.setdefault(key, (key, entry["source"], []))[2].append(grid)
     return list(items.values())
+
+
+def _digest(entries: Sequence[Mapping[str, Any]], tensors: Mapping[str, np.ndarray]) -> str:
+    """sha256 over all that a codes file says: a flipped byte is another code, and a legal one."""
+    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
+    for entry in entries:
+        codes = tensors[entry["key"]]
+        digest.update(f"{codes.dtype}{codes.shape}".encode())
+        digest.update(np.ascontiguousarray(codes).tobytes())
+    return digest.hexdigest()
 
 
 def _entries(header: str, path: str | Path) -> list[dict[str, Any]]:

@@ -304,7 +304,32 @@ def test_a_named_codec_stands_in_for_the_checkpoints(here: Path, run: Any, made:
     assert done.status == 2 and "second codec of image" in done.err
 
 
+def test_row_19_silence_an_offset_and_clipping_go_through_with_finite_figures(
+    here: Path, run: Any
+) -> None:
+    t = np.arange(9000)
+    for name, samples in {
+        "silent": np.zeros(9000), "offset": np.full(9000, 0.7), "clipped": np.sign(np.sin(t / 9)),
+    }.items():  # fmt: skip
+        Audio(samples, 8000).save(f"{name}.wav")
+    done = run("reconstruct", "silent.wav", "offset.wav", "clipped.wav", "-o", "out", "--json")
+    assert done.status == 0 and "NaN" not in done.out and "Infinity" not in done.out
+    assert len(done.json["results"]) == 3
+
+
 # ---------------------------------------------------------------- back
+
+
+def test_row_29_codes_of_another_codec_are_refused_naming_both(here: Path, run: Any) -> None:
+    other = next(f for f in make_codecs(here / "others", seed=1) if f.name == "image")
+    assert run("tokenize", "photo.jpg", "-o", "a.safetensors").status == 0
+    mark = load_codes("a.safetensors")[0][2][0].fingerprint
+    words = ("detokenize", "a.safetensors", "-o", "out", "-f", "--codec", str(other), "--json")
+    done = run(*words)
+    assert done.status == 2 and not done.json["results"]
+    ours = json.loads((other / "checkpoint.json").read_text())["tokenizers"]["image"]["fingerprint"]
+    message = done.json["errors"][0]["message"]
+    assert mark[:12] in message and ours[:12] in message and mark != ours
 
 
 def test_going_back_goes_on_where_it_was_interrupted(here: Path, run: Any) -> None:

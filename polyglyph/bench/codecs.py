@@ -157,16 +157,18 @@ def make_sound(duration_s: float, rate: int) -> Any:
 
 
 def drawn_tables(latents: Any, n_codebooks: int, size: int) -> Any:
-    """Residual tables (Q, K, D) of latents (F, D): rows are residuals, drawn and shaken."""
+    """Residual tables (Q, K, D) of latents (F, D), in which no latent finds itself.
+
+    Rows are residuals, drawn, shortened and shaken: each table takes out a third, as trained ones
+    do. Residuals that shrink faster soon differ by rounding alone."""
     import torch
 
     generator = torch.Generator().manual_seed(1)
     residual, tables = latents.clone(), []
     for _ in range(n_codebooks):
         rows = torch.randint(len(residual), (size,), generator=generator)
-        spread = residual.std()
         noise = torch.randn(size, residual.shape[1], generator=generator)
-        tables.append(residual[rows] * 0.9 + 0.3 * spread * noise)
+        tables.append(0.6 * (residual[rows] + residual.std(0) * noise))
         residual = residual - tables[-1][torch.cdist(residual, tables[-1]).argmin(-1)]
     return torch.stack(tables)
 

@@ -142,7 +142,7 @@ def _sizes(source: Source, report: Report) -> dict[str, Any]:
         "d_code": d_code,
     }
     said = source.config.get("downsampling_ratios")
-    if said is not None and tuple(said) != strides:
+    if said not in (None, list(strides), strides):
         raise FormatError(
             f"{report.source}: config.json says downsampling_ratios {said}, the kernels are those "
             f"of {list(strides)}; one of the two is of another checkpoint"

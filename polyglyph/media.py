@@ -7,8 +7,10 @@ space left, samples clipped) is said in its `notes`."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODALITY_OF", "Action", "Audio", "Image", "Limits", "Media", "Region", "Video",
-    "load", "mix_channels", "modality_of", "resample", "save", "to_bytes",
+    "is_long_sound", "load", "mix_channels", "modality_of", "resample", "save", "stream_sound",
+    "to_bytes",
 ]  # fmt: skip
 
 WHITE = (255, 255, 255)
+SOUND_FILES = (media_formats.WAV, media_formats.FLAC, media_formats.OGG, media_formats.MP3)
 REGION_SIZES = {"box": 4, "point": 2, "time": 2}
 SUFFIXES = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),
@@ -321,7 +325,7 @@ def load(
             shots = media_image.decode_frames(file, label, limits, background, notes)
             frames, fps = media_video.at_constant_rate(*shots, None, notes)
             return Video(frames, fps, None, notes)
-        if found in (media_formats.WAV, media_formats.FLAC, media_formats.OGG, media_formats.MP3):
+        if found in SOUND_FILES:
             samples, rate = media_audio.decode(file, label, found, limits, strict, notes)
             return Audio(samples, rate, rate, notes)
         clip = media_video.decode(
@@ -341,6 +345,53 @@ def load(
         if clip.samples is not None and clip.sample_rate is not None:
             sound = Audio(clip.samples, clip.sample_rate, clip.sample_rate)
         return Video(clip.frames, clip.fps, sound, notes)
+
+
+def stream_sound(
+    source: Source,
+    limits: Limits = Limits(),
+    strict: bool = False,
+    notes: list[str] | None = None,
+    chunk_samples: int = 1 << 18,
+) -> Iterator[Audio]:
+    """The sound of a WAV, FLAC, OGG or MP3 file in chunks of about `chunk_samples` per channel.
+
+    Joined, they are what `load` gives, in bounded memory: what a sound takes once decoded is not
+    limited here, its duration is. What `load` would note is added to `notes` at the end. Raises
+    MediaError, for other files too."""
+    with media_formats.open_source(source) as (file, label, suffix):
+        found = media_formats.identify(file, label, suffix)
+        if found not in SOUND_FILES:
+            raise MediaError(
+                f"{label} is a {found.name} file, which isn't read in chunks; load it as a whole"
+            )
+        limits = dataclasses.replace(limits, max_bytes=1 << 60)
+        parts: list[np.ndarray] = []
+        rate = n_waiting = 0
+        for block, rate in media_audio.blocks(
+            file, label, found, limits, strict, [] if notes is None else notes
+        ):
+            media_audio.check_finite(block, label)
+            parts.append(block)
+            n_waiting += block.shape[1]
+            if n_waiting >= chunk_samples:
+                yield Audio(np.concatenate(parts, axis=1), rate, rate)
+                parts, n_waiting = [], 0
+        if parts:
+            yield Audio(np.concatenate(parts, axis=1), rate, rate)
+
+
+def is_long_sound(source: Source, seconds: float) -> bool:
+    """True for a sound file that `stream_sound` reads and whose header says it lasts longer."""
+    import soundfile
+
+    try:
+        with media_formats.open_source(source) as (file, label, suffix):
+            if media_formats.identify(file, label, suffix) not in SOUND_FILES:
+                return False
+            return soundfile.info(file).duration > seconds
+    except (MediaError, soundfile.LibsndfileError, RuntimeError, TypeError):
+        return False  # whoever reads it says what is wrong
 
 
 def _image(pil: PIL.Image.Image, notes: list[str]) -> Image:

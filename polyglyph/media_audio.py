@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -63,63 +64,65 @@ def decode(
     file: BinaryIO, label: str, found: Format, limits: Limits, strict: bool, notes: list[str]
 ) -> tuple[np.ndarray, int]:
     """(float32 (C, S), sample rate in Hz) of a sound file, at its own rate and channels."""
+    rates, parts = [], []
+    for block, rate in blocks(file, label, found, limits, strict, notes):
+        parts.append(block)
+        rates.append(rate)
+    samples = np.concatenate(parts, axis=1)
+    check_finite(samples, label)
+    return samples, rates[0]
+
+
+def blocks(
+    file: BinaryIO, label: str, found: Format, limits: Limits, strict: bool, notes: list[str]
+) -> Iterator[tuple[np.ndarray, int]]:
+    """What `decode` joins, block by block: (float32 (C, s), sample rate in Hz), at least one.
+
+    What is missing is only known, noted and refused at the end."""
     import soundfile
 
     promised = _wav_promise(file) if found is WAV else None
     walked = _mp3_frames(file) if found is MP3 else None
     file.seek(0)
+    n_read, is_damaged = 0, False
     try:
         with soundfile.SoundFile(file) as sound:
             rate, expected = sound.samplerate, sound.frames
             # The frame count of an OGG is only known by its last page; a broken one claims 2^63.
             known = max(0, min(expected, 1 << 48))
             limits.check_duration(known / rate, 4.0 * known * sound.channels, label)
-            samples, is_damaged = _read_all(sound, label, limits)
+            while True:  # until the end: a header may lie
+                try:
+                    block = sound.read(_READ, dtype="float32", always_2d=True)
+                except soundfile.LibsndfileError:
+                    is_damaged = True
+                    break
+                if not len(block):
+                    break
+                n_read += len(block)
+                limits.check_duration(n_read / rate, 4.0 * n_read * sound.channels, label)
+                yield np.ascontiguousarray(block.T), rate
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split(":")[-1].split()).rstrip(".")
         raise MediaError(
             f"{label} can't be read as {found.name} sound: {reason}; fetch it again"
         ) from error
-    n_read = samples.shape[1]
     if n_read == 0:
         raise MediaError(f"{label} contains no samples; expected at least one")
     if walked is not None:
         promised = walked.n_samples if n_read < walked.n_samples - walked.slack else None
+        is_damaged |= walked.is_cut
         if walked.n_foreign:
             text = f"{walked.n_foreign} bytes between its frames are damaged and were left out"
             if strict:
                 raise MediaError(f"{label}: {text}; fetch it again or leave strict off")
             notes.append(text)
-        is_damaged |= walked.is_cut
     expected = max(expected if found is not OGG else 0, promised or 0)
     if n_read < expected or is_damaged:
         text = f"ends early: {n_read} samples of {max(expected, n_read)} could be read"
         if strict:
             raise MediaError(f"{label} {text}; fetch it again or leave strict off")
         notes.append(text)
-    check_finite(samples, label)
-    return samples, rate
-
-
-def _read_all(sound, label: str, limits: Limits) -> tuple[np.ndarray, bool]:  # type: ignore[no-untyped-def]
-    """(samples (C, S), whether reading stopped at damage), in blocks: a header may lie."""
-    import soundfile
-
-    blocks: list[np.ndarray] = []
-    n_read, is_damaged = 0, False
-    while True:
-        try:
-            block = sound.read(_READ, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError:
-            is_damaged = True
-            break
-        if not len(block):
-            break
-        blocks.append(block)
-        n_read += len(block)
-        limits.check_duration(n_read / sound.samplerate, 4.0 * n_read * sound.channels, label)
-    joined = np.concatenate(blocks) if blocks else np.zeros((0, sound.channels), np.float32)
-    return np.ascontiguousarray(joined.T), is_damaged
 
 
 def _wav_promise(file: BinaryIO) -> int | None:

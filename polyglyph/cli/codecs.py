@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,17 @@ class Codecs:
             n = self.codebooks_of(modality)
             grids.append(self.of(modality).encode(item, n_codebooks=n))
         return grids
+
+    def encode_chunks(self, modality: str, chunks: Iterable[Any]) -> list[Any]:
+        """The grids of a medium that comes in chunks: those of the whole, in bounded memory."""
+        tokenizer, n = self.of(modality), self.codebooks_of(modality)
+        return [tokenizer.join(list(tokenizer.encode_stream(chunks, n_codebooks=n)))]
+
+    def takes_chunks(self, modality: str) -> bool:
+        """True for a codec that needs no more of a medium than a stretch at a time."""
+        from polyglyph.tokenizers.base import Tokenizer
+
+        return type(self.of(modality)).encode_stream is not Tokenizer.encode_stream
 
     def decode(self, grids: Sequence[Any]) -> list[Any]:
         """The media of grids, each by the codec that made it; a clip gets its sound.

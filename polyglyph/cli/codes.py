@@ -37,6 +37,7 @@ from polyglyph.cli.outcome import Outcome, command, printable
 __all__ = ["INDEX", "detokenize", "read_lines", "tokenize", "write_errors"]
 
 SUFFIX = ".safetensors"
+LONG = "audio"  # the medium of which whole hours are encoded in chunks
 
 
 def tokenize(
@@ -105,7 +106,20 @@ class _Tokenizing:
         self.outcome, self.codecs, self.read_as, self.strict = outcome, codecs, read_as, strict
 
     def encode(self, source: str) -> list[Any]:
-        """The grids of one file; its notes are said."""
+        """The grids of one file; its notes are said. A long sound is never held as a whole."""
+        if (
+            self.read_as in (None, LONG)
+            and files.is_long(source)
+            and self.codecs.takes_chunks(LONG)
+        ):
+            from polyglyph.media import stream_sound
+
+            notes: list[str] = []
+            chunks = stream_sound(source, strict=self.strict, notes=notes)
+            grids = self.codecs.encode_chunks(LONG, chunks)
+            for note in notes:
+                self.outcome.note(f"note: {printable(source)}: {note}")
+            return grids
         medium = files.read(source, self.read_as, self.strict)
         grids = self.codecs.encode(medium)
         files.note_all(self.outcome, source, medium)

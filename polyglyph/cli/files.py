@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from polyglyph.cli.outcome import Outcome
 
 TEXT_SUFFIX = ".txt"
+LONG_S = 120.0
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and a suffix comes on top
 
 
@@ -47,6 +48,13 @@ def read(path: str | os.PathLike, modality: str | None = None, strict: bool = Fa
     if holds_text if modality is None else TEXT_SUFFIX in known[modality]:
         return _read_text(path)
     return load(path, modality, strict=strict)
+
+
+def is_long(path: str | os.PathLike) -> bool:
+    """True for a sound that is better read in chunks."""
+    from polyglyph.media import is_long_sound
+
+    return not os.fsdecode(path).lower().endswith(TEXT_SUFFIX) and is_long_sound(path, LONG_S)
 
 
 def _read_text(path: str | os.PathLike) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_checkpoints import make_codecs, picture, sound
 
+from polyglyph.cli import files
 from polyglyph.media import SUFFIXES, Audio, Image, Video
 from polyglyph.tokenizers.base import load_codes
 
@@ -302,6 +303,35 @@ def test_a_named_codec_stands_in_for_the_checkpoints(here: Path, run: Any, made:
     assert done.status == 2 and "leave --codebooks out" in done.err  # the span of the checkpoint
     done = run("tokenize", "photo.jpg", "-o", "d/", "--codec", str(image), "--codec", "image")
     assert done.status == 2 and "second codec of image" in done.err
+
+
+def test_row_18_a_long_sound_is_encoded_in_chunks_to_the_codes_of_the_whole(
+    here: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Audio(np.concatenate([sound(30_000), sound(30_000, 1)]), 8000).save("long.wav")
+    assert run("tokenize", "long.wav", "-o", "whole.safetensors").status == 0
+    from polyglyph import media
+
+    stream = media.stream_sound
+    sizes: list[int] = []
+
+    def counted(*words: Any, **options: Any) -> Any:
+        for chunk in stream(*words, **options, chunk_samples=7000):
+            sizes.append(chunk.n_samples)
+            yield chunk
+
+    monkeypatch.setattr(files, "LONG_S", 1.0)
+    monkeypatch.setattr(media, "stream_sound", counted)
+    assert run("tokenize", "long.wav", "-o", "chunks.safetensors").status == 0
+    assert len(sizes) == 4 and max(sizes) < 9000 and sum(sizes) == 30_000
+    whole, chunked = (load_codes(f"{n}.safetensors")[0][2][0] for n in ("whole", "chunks"))
+    assert chunked.meta == whole.meta
+    assert (chunked.codes != whole.codes).mean() <= 0.001  # but for declared ties
+    data = Path("long.wav").read_bytes()
+    Path("long.wav").write_bytes(data[: len(data) // 2])
+    done = run("tokenize", "long.wav", "-o", "cut.safetensors")
+    assert done.status == 0 and "note: long.wav: ends early" in done.err
+    assert run("tokenize", "long.wav", "-o", "cut/", "--strict").status == 2
 
 
 def test_row_19_silence_an_offset_and_clipping_go_through_with_finite_figures(

@@ -38,7 +38,7 @@ AUDIO: dict[str, Any] = {
     "optimizer": {"lr": 4e-3, "weight_decay": 0.0, "betas": [0.8, 0.99], "clip": 5.0},
     "data": {"mixture": {"tones": 1}},
 }
-STFTD = {"discriminator_width": 8, "discriminator_windows": [256, 128]}
+STFTD = {"discriminator_width": 8, "discriminator_windows": [128]}
 
 
 def learned(recipe: dict[str, Any], loss: dict[str, Any], n_steps: int, cut: Any) -> Tensor:
@@ -116,4 +116,4 @@ def test_a_clip_is_learned_to_30_db() -> None:
     ids=["adaptive", "matching", "encodec"],
 )  # fmt: skip
 def test_every_recipe_of_sounds_learns_them_to_10_db(loss: dict[str, Any]) -> None:
-    assert float(si_sdr(*learned(AUDIO, loss, 400, quarter).flip(0)).min()) >= 10
+    assert float(si_sdr(*learned(AUDIO, loss, 300, quarter).flip(0)).min()) >= 10

@@ -310,18 +310,19 @@ def _note_early_end(reading: _Reading, strict: bool, duration_s: float, frame_s:
     sound_s = sum(b.shape[1] for b in reading.blocks) / sound.rate if sound is not None else 0.0
     end_s = min((t for t in reading.times if t is not None), default=0.0) + duration_s
     sound_end_s = (reading.sound_start_s or 0.0) + sound_s
+    n, n_due = len(reading.frames), getattr(reading.picture, "frames", 0)
+    text = f"ends early: {n} of {n_due} frames could be read" if n < 0.9 * n_due else ""
     # Matroska counts from zero, MP4 from the first picture or sample.
     for found_s, due_s, slack_s in (
         (max(duration_s, end_s), _length_s(reading.picture), 0.75 * frame_s),
         (max(sound_s, sound_end_s), _length_s(sound), _SOUND_SLACK_S),
         (max(end_s, sound_end_s), reading.whole_s, max(_SOUND_SLACK_S, 1.5 * frame_s)),
     ):
-        if due_s is not None and due_s - found_s > slack_s + 0.001 * due_s:
+        if not text and due_s is not None and due_s - found_s > slack_s + 0.001 * due_s:
             text = f"ends early: {found_s:.2f} s of {due_s:.2f} s could be read"
-            if strict:
-                raise MediaError(f"{reading.label} {text}; fetch it again or leave strict off")
-            reading.notes.append(text)
-            return
+    if text and strict:
+        raise MediaError(f"{reading.label} {text}; fetch it again or leave strict off")
+    reading.notes += [text] if text else []
 
 
 def _assemble(reading: _Reading, strict: bool) -> Clip:

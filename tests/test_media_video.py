@@ -237,7 +237,7 @@ def test_a_clip_that_is_cut_behind_its_index_is_noted_or_refused_under_strict(su
     assert video(data, strict=True).notes == []
     cut = data[: len(data) * 3 // 4]
     assert any(note.startswith("ends early") for note in video(cut).notes)
-    with pytest.raises(MediaError, match="ends early|packets are damaged"):
+    with pytest.raises(MediaError, match=r"ends early|packets are damaged"):
         load(cut, strict=True)
 
 

@@ -70,7 +70,7 @@ def make_grammar() -> Any:
 
 
 # Grids of the built-in world, in the order in which the documents take turns after a text.
-GRIDS = {"image": (8, 8), "audio": (25,), "video": (2, 8, 8)}
+GRIDS = {"image": (9, 9), "audio": (25,), "video": (2, 9, 9)}
 
 
 def make_rows(shape: Shape, seed: int = 0) -> Rows:

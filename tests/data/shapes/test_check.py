@@ -13,7 +13,7 @@ from polyglyph.data.shapes.check_sound import read_sound
 from polyglyph.data.shapes.clip import clip
 from polyglyph.data.shapes.picture import BACKGROUND, picture
 from polyglyph.data.shapes.scene import COLORS, RISES, SHAPES, SIZES, Scene, Thing, make_scene
-from polyglyph.data.shapes.sound import LEVEL, PITCH_HZ, sound
+from polyglyph.data.shapes.sound import GLIDE, LEVEL, PITCH_HZ, sound
 
 _MEDIA = {
     "image": (picture, read_picture, 500),
@@ -118,5 +118,5 @@ def test_sounds_stay_below_their_peak_and_glide_through_the_pitch():
         hz = 16_000 / np.diff(crossings)
         semitones = 12 * np.log2(hz / PITCH_HZ["red"])
         change = semitones[-15:-5].mean() - semitones[5:15].mean()
-        assert abs(change - {"level": 0, "up": 4, "down": -4}[rise]) < 0.6
+        assert abs(change - 1.6 * GLIDE * {"level": 0, "up": 1, "down": -1}[rise]) < 0.4
         assert abs(semitones[len(semitones) // 2 - 5 : len(semitones) // 2 + 5].mean()) < 0.3

@@ -36,7 +36,9 @@ class MediaDataConfig(Config):
 
     A source is the name of a built-in one or a folder of media; source: one alone, in place of a
     mixture. side, n_frames, fps, duration_s: what is cut from the files of folders; built-in media
-    have 72 pixels, 8 frames and one second, and mix with cuts of that size only.
+    have 72 pixels, 8 frames and one second, and mix with cuts of that size only. noise, shift: the
+    damage that the encoder sees, in units of a medium in [-1, 1] (`train.wear`); the decoder
+    gives the clean medium back.
     """
 
     mixture: dict[str, Annotated[int, Field(ge=0)]] = {"shapes": 1}
@@ -46,6 +48,8 @@ class MediaDataConfig(Config):
     n_frames: int = Field(8, ge=1, exclude_if=lambda n: n == 8)
     fps: float = Field(8.0, gt=0, exclude_if=lambda fps: fps == 8.0)
     duration_s: float = Field(1.0, gt=0, exclude_if=lambda s: s == 1.0)
+    noise: float = Field(0.0, ge=0, le=1, exclude_if=lambda noise: noise == 0)
+    shift: float = Field(0.0, ge=0, le=1, exclude_if=lambda shift: shift == 0)
 
     @field_validator("mixture")
     @classmethod

@@ -165,11 +165,11 @@ class AudioCodec(nn.Module):
         self.quantizer.load_state_dict(inference_state(other.quantizer))
         self.quantizer.attach_learner(warm=True)
 
-    def training_losses(self, batch: Tensor) -> CodecStep:
-        """One forward over sounds (B, C, S)."""
+    def training_losses(self, batch: Tensor, seen: Tensor | None = None) -> CodecStep:
+        """One forward over sounds (B, C, S). The encoder is given `seen` where there is one."""
         assert batch.ndim == 3 and batch.shape[1] == self.config.channels
         assert batch.shape[2] % self.hop == 0
-        z = self.encoder(batch / _LEVEL).transpose(1, 2)  # (B, F, D)
+        z = self.encoder((batch if seen is None else seen) / _LEVEL).transpose(1, 2)  # (B, F, D)
         out = self.quantizer(z)
         x = _LEVEL * self.decoder(out.quantized.transpose(1, 2).to(z.dtype)).float()
         loss, distance = self.config.loss, self.spectral(x, batch)

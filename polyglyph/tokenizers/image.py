@@ -95,9 +95,9 @@ class ImageCodec(nn.Module):
         """uint8 (B, H, W, 3) → pixels (B, 3, H, W)."""
         return to_pixels(pictures)
 
-    def training_losses(self, batch: Tensor) -> CodecStep:
-        """One forward over pixels (B, 3, H, W)."""
-        z = self.encoder(batch)  # (B, D, h, w)
+    def training_losses(self, batch: Tensor, seen: Tensor | None = None) -> CodecStep:
+        """One forward over pixels (B, 3, H, W). The encoder is given `seen` where there is one."""
+        z = self.encoder(batch if seen is None else seen)  # (B, D, h, w)
         b, d, h, w = z.shape
         out = self.quantizer(z.flatten(2).transpose(1, 2))  # (B, hw, D)
         x = self.decoder(out.quantized.transpose(1, 2).reshape(b, d, h, w).to(z.dtype)).float()

@@ -170,9 +170,9 @@ class VideoCodec(nn.Module):
             pixels = torch.cat([pixels_tiled(self, part, _PIXELS_PER_BATCH) for part in z])
         return pixels.unflatten(0, (b, f))
 
-    def training_losses(self, batch: Tensor) -> CodecStep:
-        """One forward over clips (B, F, 3, H, W)."""
-        z = self.latents(batch)
+    def training_losses(self, batch: Tensor, seen: Tensor | None = None) -> CodecStep:
+        """One forward over clips (B, F, 3, H, W); `seen` goes in, if given."""
+        z = self.latents(batch if seen is None else seen)
         b, d, f, h, w = z.shape
         out = self.quantizer(z.flatten(2).transpose(1, 2))  # (B, fhw, D)
         quantized = out.quantized.transpose(1, 2).reshape(b, d, f, h, w).to(z.dtype)

@@ -53,6 +53,7 @@ from polyglyph.train.runlog import (
     peak_bytes,
 )
 from polyglyph.train.starting import frozen_mark, make_net
+from polyglyph.train.wear import wear
 
 
 class CodecEvalConfig(Config):
@@ -141,6 +142,12 @@ class CodecTraining:
             )
         return batch
 
+    def _seen(self, batch: Tensor) -> Tensor | None:
+        data = self.config.data
+        if not data.noise and not data.shift:
+            return None
+        return wear(batch, data.noise, data.shift, self.config.run.seed, self.step)
+
     def advance(self) -> dict[str, Any]:
         """One step; returns what the log wants of it."""
         rate = learning_rate(
@@ -153,7 +160,7 @@ class CodecTraining:
         self.guards.check_batch(batch, self.step + 1)
         self.net.train()
         with autocast(self.device, self.dtype):
-            out: CodecStep = self.net.training_losses(batch)
+            out: CodecStep = self.net.training_losses(batch, self._seen(batch))
             losses = dict(out.losses) | self.criteria.losses(self.net, batch, out)
         if self.frozen:
             losses.pop("quantizer", None)  # nothing that it could move

@@ -453,3 +453,19 @@ def test_row_38_pixels_of_0_to_255_stop_the_run_with_a_sentence(
     monkeypatch.setattr(CodecTraining, "tensor_batch", wrong)
     with pytest.raises(InputError, match=r"due in \[-1, 1\], these reach .* divide pixels"):
         train_codec(run_of(), tmp_path / "r")
+
+
+def test_worn_media_go_into_the_encoder_and_the_clean_ones_are_the_target() -> None:
+    training = CodecTraining(run_of(data={"noise": 0.2, "shift": 0.1}))
+    given: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    losses = training.net.training_losses
+
+    def spy(batch: torch.Tensor, seen: torch.Tensor | None = None) -> Any:
+        given.append((batch, seen))
+        return losses(batch, seen)
+
+    training.net.training_losses = spy  # type: ignore[method-assign]
+    training.advance()
+    (clean, seen), steps = given[0], training.batches
+    assert torch.equal(clean, training.net.batch_tensor(steps.batch(0)))
+    assert seen is not None and 0.01 < float((seen - clean).abs().mean()) < 0.3

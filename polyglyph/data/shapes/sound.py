@@ -16,7 +16,7 @@ from polyglyph.data.shapes.scene import COLORS, Scene
 SAMPLE_RATE = 16_000
 N_SAMPLES = 16_000
 _TAU = 2 * np.pi
-# Slots are whole steps of 40 ms and pitches whole multiples of 25 Hz: every step of a level tone
+# Slots are whole steps of 40 ms and pitches whole multiples of 25 Hz: every step of a tone
 # holds the same whole periods, so it is the same codes of a codec of 25 frames a second, wherever
 # it sounds. With pitches off that grid each frame began at another phase.
 STEP = 640  # samples
@@ -25,10 +25,12 @@ FADE_S = 0.012
 # Low pitches and a course of level for each shape: with steady tones of 200 to 790 Hz that
 # differed in partials only, a codec of 25 frames a second kept every colour and glide, but the
 # timbre of 72 %: it holds no phases above some 1.5 kHz, and partials regressed to silence. So no
-# partial lies above 1.4 kHz; with 450 Hz and five of them it kept 76 % of scenes (4,500 steps).
-PITCH_HZ = dict(zip(COLORS, (100.0, 125.0, 150.0, 175.0, 200.0, 250.0, 300.0, 350.0), strict=True))
+# partial lies above 1.2 kHz; with 450 Hz and five of them it kept 76 % of scenes (4,500 steps).
+PITCH_HZ = dict(zip(COLORS, range(100, 300, 25), strict=True))
 LEVEL = {"small": 0.06, "big": 0.18}  # root mean square; 9.5 dB apart
-GLIDE = 2.0  # semitones from the middle of a slot to its end
+# A glide goes in stairs, below, at and above the pitch, each a third of the tone: its steps, too,
+# hold whole periods, and are the codes of level tones of those pitches.
+GLIDE_HZ = 25
 _TURN = {"level": 0.0, "up": 1.0, "down": -1.0}
 
 # (multiple of the pitch, amplitude) of each partial
@@ -63,18 +65,20 @@ def slots(n: int) -> list[tuple[int, int]]:
     return list(pairwise(range(0, N_STEPS * STEP + 1, N_STEPS // n * STEP)))
 
 
-def _bend(rise: tuple[str, str], n_samples: int) -> np.ndarray:
-    """Semitones off the pitch; 0 in the middle of the slot, the second half after the first."""
-    at = np.linspace(-1.0, 1.0, n_samples)
+def _glide(rise: tuple[str, str], n_samples: int) -> np.ndarray:
+    """Hz off the pitch; 0 in the middle third, the first turn before it, the second after it."""
+    n_steps = n_samples // STEP
+    at = np.arange(n_samples) // STEP
+    outer = n_steps // 3
     first, second = (_TURN[turn] for turn in rise)
-    return GLIDE * np.where(at < 0, first * at, second * at)
+    return GLIDE_HZ * (second * (at >= n_steps - outer) - first * (at < outer))
 
 
 @lru_cache(maxsize=2048)
 def tone(shape: str, color: str, size: str, rise: tuple[str, str], n_samples: int) -> np.ndarray:
     """One thing's tone in a slot of n samples, whose last step is silent; float32."""
     n = n_samples - STEP
-    hz = PITCH_HZ[color] * 2 ** (_bend(rise, n) / 12)
+    hz = PITCH_HZ[color] + _glide(rise, n)
     phase = _TAU * np.cumsum(hz) / SAMPLE_RATE
     wave = np.zeros(n)
     for multiple, amplitude in PARTIALS[shape]:

@@ -37,3 +37,4 @@ class Compilation:
     divisible: tuple[str, ...] = ()  # arguments that are multiples of 16 (pointers, strides)
     architectures: tuple[int, ...] = (80, 90)
     opcodes: Mapping[int, tuple[str, ...]] = field(default_factory=dict)  # {90: ("HGMMA",)}
+    enable_fp_fusion: bool = True  # as at launch; triton 3.10 changes the default

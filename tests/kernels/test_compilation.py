@@ -1,0 +1,96 @@
+"""Every shipped configuration compiles for its architectures without a GPU, and the machine code
+keeps the gate: nothing spilled on sm_90, shared memory within limits, promised opcodes there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from polyglyph.kernels import TABLE, compiling
+from polyglyph.kernels.contract import Compilation
+
+triton = pytest.importorskip("triton")
+
+KERNELS = [
+    name
+    for name, target in TABLE.items()
+    if importlib.util.find_spec(target.partition(":")[0] + "_triton") is not None
+]
+FOLDER = Path(__file__).parents[2] / compiling.FOLDER
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compiled kernels of one test run, shared by its processes; never the user's own cache."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TRITON_CACHE_DIR", str(base / "triton-cache"))
+    yield
+    patch.undo()
+
+
+def known() -> dict:
+    path = compiling.report_path(FOLDER)
+    if not path.is_file():
+        pytest.skip(f"no report of triton {triton.__version__}: {path.name}")
+    return json.loads(path.read_text("utf-8"))
+
+
+def hold(compilations: list[Compilation], architectures: tuple[int, ...] | None) -> None:
+    report, found = compiling.compile_all(compilations, architectures)
+    assert report and not found, "\n".join(found)
+    found = compiling.differences(report, known())
+    assert not found, "\n".join([*found, "python -m polyglyph.kernels.compiling --write"])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_configuration_of_each_function_keeps_the_gate_on_sm_90(kernel: str) -> None:
+    (compilations,) = compiling.list_compilations([kernel]).values()
+    hold(compiling.few(compilations), (90,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_all_configurations_keep_the_gate_everywhere(kernel: str) -> None:
+    (compilations,) = compiling.list_compilations([kernel]).values()
+    hold(compilations, None)
+
+
+def test_the_report_covers_every_configuration_and_no_other() -> None:
+    every = [c for listed in compiling.list_compilations().values() for c in listed]
+    assert {c.name for c in every} == set(known())
+    assert len({c.name for c in every}) == len(every)
+    for compilation in every:
+        targets = {f"sm_{architecture}" for architecture in compilation.architectures}
+        assert targets == set(known()[compilation.name])
+        assert 90 in compilation.architectures and 80 in compilation.architectures
+
+
+def test_the_gate_refuses_spills_shared_memory_and_missing_opcodes() -> None:
+    promised = Compilation("k", None, {}, {}, 4, 2, opcodes={90: ("HGMMA",)})
+    good = compiling.Facts(128, 0, 0, 1024, {"HGMMA": 4})
+    assert compiling.problems(promised, 90, good) == []
+    spilled = compiling.Facts(255, 16, 24, 1024, {"HGMMA": 4, "STL": 2, "LDL": 4})
+    assert "24 bytes spilled" in compiling.problems(promised, 90, spilled)[0]
+    assert compiling.problems(promised, 80, spilled) == []
+    large = compiling.Facts(128, 0, 0, 232_449, {"HGMMA": 4})
+    assert "232,449 bytes of shared memory" in compiling.problems(promised, 90, large)[0]
+    assert compiling.problems(promised, 90, compiling.Facts(128, 0, 0, 0))[0].startswith("k sm_90")
+
+
+def test_differences_from_the_report_are_named() -> None:
+    was = {"k": {"sm_90": {"registers": 100, "stack_bytes": 0, "spill_bytes": 0,
+                           "shared_bytes": 8, "opcodes": {"HGMMA": 4}}}}  # fmt: skip
+    assert compiling.differences(was, was) == []
+    near = {"k": {"sm_90": was["k"]["sm_90"] | {"registers": 108, "opcodes": {"HGMMA": 9}}}}
+    assert compiling.differences(near, was) == []
+    far = {"k": {"sm_90": was["k"]["sm_90"] | {"registers": 109, "opcodes": {"STL": 1}}}}
+    lines = compiling.differences(far, was)
+    assert len(lines) == 3 and any("HGMMA is gone" in line for line in lines)
+    assert compiling.differences({"n": near["k"]}, was) == ["n sm_90: not in the report"]

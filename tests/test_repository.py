@@ -47,6 +47,9 @@ TESTED_ELSEWHERE: dict[str, str] = {
     path.relative_to(PACKAGE).as_posix(): "eval/test_runner.py"
     for path in PACKAGE.glob("eval/tasks/*.py")
     if path.stem != "__init__"
+} | {  # the Triton form of a kernel has its kernel's test file
+    path.relative_to(PACKAGE).as_posix(): f"kernels/test_{path.stem.removesuffix('_triton')}.py"
+    for path in PACKAGE.glob("kernels/*_triton.py")
 }
 
 

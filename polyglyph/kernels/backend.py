@@ -61,6 +61,16 @@ def using(choice: str) -> Iterator[None]:
         choose(before)
 
 
+@cache
+def architecture(device: torch.device) -> int:
+    """The row of a kernel's tuned table for `device`: 80 or 90, the newest that isn't newer.
+
+    Off a GPU (the interpreter) it is 90, the configurations that ship for Hopper."""
+    if device.type != "cuda":
+        return 90
+    return 90 if torch.cuda.get_device_capability(device) >= (9, 0) else 80
+
+
 def explain(device: torch.device) -> tuple[str, str]:
     """(form, why) for tensors on `device`."""
     if _choice != "auto":

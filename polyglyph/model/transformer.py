@@ -14,7 +14,7 @@ from torch.nn.functional import embedding
 
 from polyglyph.config import Config
 from polyglyph.kernels.attention import Packing, attention, pack
-from polyglyph.kernels.rms_norm import rms_norm
+from polyglyph.kernels.rms_norm import add_rms_norm, rms_norm
 from polyglyph.kernels.rope import heads, rope_tables
 from polyglyph.kernels.swiglu import swiglu
 from polyglyph.model.kv_cache import KVCache
@@ -60,6 +60,10 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """(the norm of x + residual, x + residual)"""
+        return add_rms_norm(x, residual, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -124,8 +128,9 @@ class Block(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), tables, packing, cache, positions, mask)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        read = self.attention(self.attention_norm(x), tables, packing, cache, positions, mask)
+        normed, x = self.feed_forward_norm.of_sum(read, x)
+        return x + self.feed_forward(normed)
 
 
 class Transformer(nn.Module):

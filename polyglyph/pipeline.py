@@ -79,13 +79,23 @@ Event = IdsEvent | RowEvent | SegmentEvent
 
 
 def load(
-    name_or_folder: str | Path = "tiny", device: str = "auto", *, verify: bool = True
+    name_or_folder: str | Path = "tiny",
+    device: str = "auto",
+    *,
+    verify: bool = True,
+    kernels: str | None = None,
 ) -> Pipeline:
     """The pipeline of a checkpoint: a packaged name, a checkpoint folder or a run folder.
 
     device: "auto", "cpu", "cuda", "cuda:N" or "mps", for the model. `verify=False` skips the
-    hashes of a large checkpoint. InputError for an unknown name, FormatError for a damaged folder.
+    hashes of a large checkpoint. kernels: "auto", "torch" or "triton", for the whole process; None
+    leaves what holds. InputError for an unknown name and for kernels that can't run here,
+    FormatError for a damaged folder.
     """
+    if kernels is not None:
+        from polyglyph.kernels import backend
+
+        backend.choose(kernels)
     folder = find_checkpoint(name_or_folder)
     parts = load_parts(folder, verify, name_or_folder)
     model = None

@@ -15,6 +15,8 @@ from functools import cache
 
 import torch
 
+from polyglyph.errors import InputError
+
 CHOICES = ("torch", "triton", "auto")
 # (kernel, form) -> calls since the process began; the proof that a path is really used.
 calls: Counter[tuple[str, str]] = Counter()
@@ -32,15 +34,17 @@ def interpreting() -> bool:
 
 
 def choose(choice: str) -> None:
-    """Set the choice of this process; ValueError for an unknown one or one that can't run."""
+    """Set the choice of this process; InputError for an unknown one or one that can't run."""
     global _choice
     if choice not in CHOICES:
-        raise ValueError(f"kernels: expected one of {', '.join(CHOICES)}, got {choice!r}")
+        raise InputError(f"kernels: expected one of {', '.join(CHOICES)}, got {choice!r}")
     if choice == "triton":
         if not has_triton():
-            raise ValueError("kernels = 'triton', but triton isn't installed: pip install triton")
+            raise InputError(
+                "kernels = 'triton', but triton isn't installed: pip install 'polyglyph[kernels]'"
+            )
         if not torch.cuda.is_available() and not interpreting():
-            raise ValueError(
+            raise InputError(
                 "kernels = 'triton' needs a CUDA device, or TRITON_INTERPRET=1 in the environment"
             )
     _choice = choice
@@ -73,6 +77,9 @@ def architecture(device: torch.device) -> int:
 
 def explain(device: torch.device) -> tuple[str, str]:
     """(form, why) for tensors on `device`."""
+    unreachable = device.type != "cuda" and not interpreting()
+    if _choice == "triton" and unreachable:  # a codec on the CPU beside a model on a GPU
+        return "torch", f"tensors on {device.type}, though run.kernels = 'triton'"
     if _choice != "auto":
         return _choice, f"run.kernels = {_choice!r}"
     if device.type != "cuda":

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from polyglyph.config import Config, apply_sets, build, read_toml
-from polyglyph.errors import ConfigError, unknown
+from polyglyph.errors import ConfigError, InputError, unknown
 from polyglyph.lookup import resolve
 
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
@@ -35,18 +35,34 @@ class RunSection(Config):
     """`[run]`: what kind of run, how long, on what.
 
     dtype: of matrix products, under autocast; weights stay fp32 while they train.
-    threads: of torch on a CPU; None leaves torch's own choice. kernels: "torch" is what there is.
+    threads: of torch on a CPU; None leaves torch's own choice. kernels: "auto" takes Triton's for
+    tensors on a GPU and torch's elsewhere (`polyglyph.kernels.backend`).
     """
 
     kind: Literal["codec", "features", "text", "model"]
     name: str = "run"
     steps: int = Field(ge=1)
     seed: int = 0
-    kernels: Literal["auto", "torch"] = "auto"
+    kernels: Literal["auto", "torch", "triton"] = "auto"
     device: str = "auto"
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     threads: int | None = Field(None, ge=1)
     log_every: int = Field(10, ge=1)
+
+
+def settle(run: RunSection) -> None:
+    """Set what holds for the whole process: threads and kernels. ConfigError when the kernels
+    asked for can't run here."""
+    import torch
+
+    from polyglyph.kernels import backend
+
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    try:
+        backend.choose(run.kernels)
+    except InputError as error:
+        raise ConfigError(f"run.{error}") from error
 
 
 def config_names() -> list[str]:

@@ -27,7 +27,7 @@ from polyglyph.data.media_batches import SOURCES, MediaBatches, MediaDataConfig
 from polyglyph.device import pick_device
 from polyglyph.tokenizers.features import SMALL_FILE, SmallFeatures
 from polyglyph.tokenizers.image import to_pixels
-from polyglyph.train.config import RunSection
+from polyglyph.train.config import RunSection, settle
 from polyglyph.train.guards import check_finite
 from polyglyph.train.optimizer import (
     OptimizerConfig,
@@ -198,8 +198,7 @@ def train_features(
 
 
 def _loop(config: FeatureRun, run: RunFolder, on_log: Callable[[dict], None]) -> dict[str, Any]:
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
+    settle(config.run)
     device, started = pick_device(config.run.device), time.time()
     torch.manual_seed(config.run.seed)
     tasks = FeatureTasks().to(device)

@@ -32,7 +32,7 @@ from polyglyph.kernels.cross_entropy import SlicedLoss, sliced_cross_entropy
 from polyglyph.model.sampling import Sampling
 from polyglyph.model.transformer import ModelConfig, Transformer
 from polyglyph.sequence.grammar import Grammar
-from polyglyph.train.config import RunSection
+from polyglyph.train.config import RunSection, settle
 from polyglyph.train.optimizer import (
     OptimizerConfig,
     ScheduleConfig,
@@ -184,8 +184,7 @@ class ModelTraining:
 
     def __init__(self, config: ModelRun, parts: Parts | None = None) -> None:
         self.config = config
-        if config.run.threads:
-            torch.set_num_threads(config.run.threads)
+        settle(config.run)
         self.device = pick_device(config.run.device)
         self.dtype = pick_dtype(self.device, config.run.dtype)
         self.parts = parts or load_sequence(config.sequence, config.data.shards)

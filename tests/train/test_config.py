@@ -8,8 +8,17 @@ import pytest
 
 from polyglyph.config import dump
 from polyglyph.errors import ConfigError
+from polyglyph.kernels import backend
 from polyglyph.lookup import resolve
-from polyglyph.train.config import LOOPS, RUNS, config_names, find_config, load_run
+from polyglyph.train.config import (
+    LOOPS,
+    RUNS,
+    RunSection,
+    config_names,
+    find_config,
+    load_run,
+    settle,
+)
 
 TEXT = '[run]\nkind = "text"\nsteps = 1\n'
 
@@ -80,3 +89,20 @@ def test_all_wrong_keys_of_a_run_are_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(TEXT.replace("steps = 1", "steps = 0\nthreds = 2"))
     with pytest.raises(ConfigError, match=r"'run.steps'.*'run.threds'; did you mean 'threads'"):
         load_run(str(tmp_path / "a.toml"))
+
+
+def test_kernels_that_cannot_run_here_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    section = RunSection(kind="text", steps=1, kernels="triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"^run\.kernels = 'triton'.*TRITON_INTERPRET=1") as found:
+        settle(section)
+    assert "\n" not in str(found.value) and backend.chosen() == "auto"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(backend, "has_triton", lambda: False)
+    with pytest.raises(ConfigError, match="isn't installed: pip install"):
+        settle(section)
+    with backend.using("auto"):
+        settle(section.model_copy(update={"kernels": "torch"}))
+        assert backend.chosen() == "torch"
+    assert backend.chosen() == "auto"

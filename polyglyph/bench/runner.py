@@ -1,6 +1,6 @@
 """Runs benches by name: a table and a JSON file. A missed target is a result, not a failure.
 
-The benches are the files of this folder that hold a `BENCH`. Knows none of them by name.
+The benches are the files of this folder; each holds a `BENCH`. Knows none of them by name.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def no_progress(done: int, of: int, what: str) -> None:
 
 @dataclass
 class BenchResult:
-    """One figure beside its target."""
+    """One figure beside its target; None where it can't be measured here: `summary` says why."""
 
     bench: str
-    value: float
+    value: float | None
     unit: str
     target: float
     at_most: bool  # whether the target is an upper limit, not a lower one
@@ -42,8 +42,10 @@ class BenchResult:
     seconds: float = 0.0
 
     @property
-    def met(self) -> bool:
-        """Whether the target was met on this machine."""
+    def met(self) -> bool | None:
+        """Whether the target was met on this machine; None: not measured."""
+        if self.value is None:
+            return None
         return self.value <= self.target if self.at_most else self.value >= self.target
 
     def to_json(self) -> dict[str, Any]:
@@ -61,8 +63,8 @@ class Bench:
 
 def list_benches() -> list[str]:
     """The names of all benches, sorted; imports none of them."""
-    names = (module.name for module in pkgutil.iter_modules(bench_package.__path__))
-    return sorted(name for name in names if name not in _NO_BENCH)
+    modules = pkgutil.iter_modules(bench_package.__path__)
+    return sorted(m.name for m in modules if not m.ispkg and m.name not in _NO_BENCH)
 
 
 def load_bench(name: str) -> Bench:
@@ -117,9 +119,9 @@ def table(results: Iterable[BenchResult]) -> Any:
     for result in results:
         rows.add_row(
             result.bench,
-            f"{result.value:.3g} {result.unit}",
+            "–" if result.value is None else f"{result.value:.3g} {result.unit}",
             f"{'≤' if result.at_most else '≥'} {result.target:g} {result.unit}",
-            "met" if result.met else "missed",
+            {True: "met", False: "missed", None: "not measured"}[result.met],
             result.summary,
         )
     return rows

@@ -1,4 +1,5 @@
-"""`inspect`: what is in a file or folder of ours, and a document id by id with its slots."""
+"""`inspect`: what is in a file or folder of ours, a document id by id with its slots, and which
+kernels run on this machine."""
 
 from __future__ import annotations
 
@@ -11,30 +12,61 @@ from typing import Annotated, Any
 import typer
 
 from polyglyph.cli import files
-from polyglyph.cli.options import AsJson, Checkpoint, Debug
+from polyglyph.cli.options import AsJson, Checkpoint, Debug, Device
 from polyglyph.cli.outcome import Outcome, command, printable
 
 
 def inspect(
     path: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="FILE|PATH",
+            metavar="[FILE|PATH]",
             help="Codes, a document (.json, .jsonl), shards, a checkpoint, a run or a medium.",
         ),
-    ],
+    ] = None,
     document: Annotated[
         int | None, typer.Option("--document", help="Spell this one, counted from 0, id by id.")
     ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Most ids to spell; 0: all.")] = 0,
     checkpoint: Checkpoint = "tiny",
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Say which kernels run on this machine, and why.")
+    ] = False,
+    device: Device = "auto",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Say what is in a file; spell a document's ids, slot by slot."""
     with command("inspect", as_json, debug) as outcome:
+        if kernels and path is None:
+            _kernels(outcome, device)
+            return
+        if kernels or path is None:
+            from polyglyph.errors import InputError
+
+            raise InputError("expected a file or folder, or --kernels alone")
         work = _Inspecting(outcome, path, document, limit, checkpoint)
         _reader(path)(work)
+
+
+def _kernels(outcome: Outcome, device: str) -> None:
+    """A line per kernel: what runs and why, and how many configurations ship."""
+    from rich.table import Table
+
+    from polyglyph.device import pick_device
+    from polyglyph.kernels.compiling import describe
+
+    picked = pick_device(device)
+    rows = describe(picked)
+    version = rows[0]["triton"]
+    table = Table(title=f"kernels on {picked}, triton {version or 'not installed'}")
+    for name in ("kernel", "runs", "why", "configurations"):
+        table.add_column(name)
+    for row in rows:
+        outcome.add(**row)
+        counts = (f"{len(names)} for {arch}" for arch, names in row["configurations"].items())
+        table.add_row(row["kernel"], row["runs"], row["why"], ", ".join(counts) or "none")
+    outcome.show(table)
 
 
 class _Inspecting:

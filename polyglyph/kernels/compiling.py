@@ -27,7 +27,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polyglyph.kernels import TABLE
+import torch
+
+from polyglyph.kernels import TABLE, backend
 from polyglyph.kernels.contract import Compilation
 
 FOLDER = Path("docs/benchmarks")
@@ -63,6 +65,35 @@ def list_compilations(kernels: Iterable[str] = ()) -> dict[str, list[Compilation
         if importlib.util.find_spec(module) is not None:
             found[name] = list(importlib.import_module(module).COMPILATIONS)
     return found
+
+
+def describe(device: torch.device) -> list[dict[str, Any]]:
+    """What each kernel runs as for tensors on `device`, why, and the shipped configurations (of the
+    device's architecture, off a GPU of all)."""
+    version = None
+    listed: dict[str, list[Compilation]] = {}
+    if backend.has_triton():
+        import triton
+
+        version, listed = triton.__version__, list_compilations()
+    form, why = backend.explain(device)
+    architecture = backend.architecture(device) if device.type == "cuda" else None
+    rows = []
+    for name, target in TABLE.items():
+        has_form = importlib.util.find_spec(target.partition(":")[0] + "_triton") is not None
+        configurations: dict[str, list[str]] = {}
+        for compilation in listed.get(name, ()):
+            for each in compilation.architectures:
+                if architecture in (None, each):
+                    configurations.setdefault(f"sm_{each}", []).append(compilation.name)
+        rows.append({
+            "kernel": name,
+            "runs": form if has_form else "torch",
+            "why": why if has_form else "it has no Triton form",
+            "triton": version,
+            "configurations": configurations,
+        })  # fmt: skip
+    return rows
 
 
 def few(compilations: Iterable[Compilation]) -> list[Compilation]:

@@ -16,7 +16,7 @@ from polyglyph.train.config import load_run
 
 
 def test_every_bench_is_listed_and_has_a_summary() -> None:
-    assert list_benches() == ["cli_start", "codecs", "training"]
+    assert list_benches() == ["cli_start", "codecs", "kernels", "training"]
     assert all(load_bench(name).summary for name in list_benches())
     with pytest.raises(InputError, match="did you mean 'training'"):
         load_bench("trainin")

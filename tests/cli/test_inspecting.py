@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from polyglyph.kernels import TABLE
+
 
 def test_a_document_is_spelled_id_by_id(here: Path, run: Any) -> None:
     segments = [{"modality": "text", "text": "ring"}, {"modality": "image", "path": "photo.jpg"}]
@@ -103,3 +105,18 @@ def test_a_path_that_is_nothing_of_ours_is_refused(
 ) -> None:
     done = run("inspect", path)
     assert done.status == 2 and done.err.count("\n") == 1 and said in done.err
+
+
+def test_kernels_say_what_runs_here_and_why(here: Path, run: Any) -> None:
+    done = run("inspect", "--kernels", "--device", "cpu", "--json")
+    assert done.status == 0
+    rows = {row["kernel"]: row for row in done.json["results"]}
+    assert set(rows) == set(TABLE)
+    assert rows["attention"]["runs"] == "torch" and rows["attention"]["why"] == "tensors on cpu"
+    if rows["rms_norm"]["triton"] is not None:
+        assert set(rows["rms_norm"]["configurations"]) >= {"sm_80", "sm_90"}
+    shown = run("inspect", "--kernels", "--device", "cpu").out
+    assert "attention" in shown and "tensors on cpu" in shown
+    done = run("inspect")
+    assert done.status == 2 and "expected a file or folder, or --kernels alone" in done.err
+    assert run("inspect", "--kernels", "photo.jpg").status == 2

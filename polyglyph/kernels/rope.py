@@ -1,15 +1,22 @@
 """Rotary position embedding (arXiv:2104.09864), halves rotated against each other as in Llama.
 
-`rope` is the plain function; `heads` splits the result of a fused projection into queries, keys
-and values, with QK-norm (arXiv:2302.05442) and rotation on the way. Positions come as tables of
-cosines and sines; knows nothing of attention or documents."""
+In one dimension, or with the pairs of a head shared out among the axes of a grid or a clip (time,
+height, width; arXiv:2409.12191). Positions come as tables of cosines and sines; knows nothing of
+attention or documents."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from polyglyph.kernels import backend
+from polyglyph.kernels.contract import Example
+
+TRITON_WIDTH = 512  # the widest head of the Triton form
+_MAX_AXES = 3
 
 
 def rope_tables(
@@ -25,119 +32,132 @@ def rope_tables(
     return angles.cos().float(), angles.sin().float()
 
 
-def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x (B, N, T, K) by its positions' cos and sin, (T, K/2) or (B, T, K/2).
-
-    Computed in fp32 (fp64 for fp64), returned in x's dtype: (a, b) -> (a cos - b sin,
-    b cos + a sin) with a, b the two halves of the last axis. ValueError for wrong shapes.
-    """
-    _check(x.shape[2], x.shape[-1], cos)
-    cos, sin = _widen(cos, sin, x.dtype)
-    return torch.addcmul(_wide(x) * cos, _swap(_wide(x)), sin).to(x.dtype)
-
-
-def heads(
-    qkv: Tensor,
-    n_heads: int,
-    n_kv_heads: int,
+def rope(
+    x: Tensor,
     cos: Tensor,
     sin: Tensor,
-    q_weight: Tensor | None = None,
-    k_weight: Tensor | None = None,
-    eps: float = 1e-6,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """qkv (B, T, (N + 2 Nkv) K) -> q (B, N, T, K), k and v (B, Nkv, T, K), in qkv's dtype.
+    positions: Tensor | None = None,
+    sections: Sequence[int] | None = None,
+) -> Tensor:
+    """Rotate x (B, N, T, K): (a, b) -> (a cos - b sin, b cos + a sin), a and b the halves of K.
 
-    q and k are normalised per head where weights (K,) are given (both or neither), then rotated;
-    in fp32, rounded once. cos, sin as in `rope`. First order gradients. ValueError for wrong
-    shapes. One function because apart the steps take 1.26 times as long on a CPU (bf16).
+    Without positions, cos and sin are those of each step: (T, K/2) or (B, T, K/2). With them they
+    are tables (L, K/2), and positions int (T,) or (B, T) say which row a step reads. With sections
+    (at most three numbers of pairs that add up to K/2, an axis each) positions are (A, T) or
+    (A, B, T): the first sections[0] pairs turn by the first axis' position, and so on.
+
+    Computed in fp32 (fp64 for fp64), returned in x's dtype. Deterministic; gradients by x only.
+    ValueError for wrong shapes and dtypes, and for positions outside the tables; the Triton form,
+    which would have to wait for the device to see them, gives NaN there.
     """
-    if qkv.ndim != 3 or qkv.shape[2] % (n_heads + 2 * n_kv_heads):
-        raise ValueError(
-            f"qkv must be (B, T, ({n_heads} + 2 * {n_kv_heads}) K), got {tuple(qkv.shape)}"
+    if x.ndim != 4:
+        raise ValueError(f"x must be (B, N, T, K), got {tuple(x.shape)}")
+    check_angles((x.shape[0], x.shape[2], x.shape[3]), x, cos, sin, positions, sections)
+    if runs_triton("rope", x, x.shape[3]):
+        from polyglyph.kernels.rope_triton import rope_triton
+
+        return rope_triton(x, cos, sin, positions, sections)
+    cos, sin = widen(*at_positions(cos, sin, positions, sections), x.dtype)
+    return torch.addcmul(wide(x) * cos, swap(wide(x)), sin).to(x.dtype)
+
+
+def at_positions(
+    cos: Tensor, sin: Tensor, positions: Tensor | None, sections: Sequence[int] | None
+) -> tuple[Tensor, Tensor]:
+    """The tables' rows at the positions, (T, K/2) or (B, T, K/2); arguments as in `rope`."""
+    if positions is None:
+        return cos, sin
+    if not positions.is_cuda and positions.numel():  # a look at the values costs a GPU a stop
+        low, high = int(positions.min()), int(positions.max())
+        if low < 0 or high >= cos.shape[0]:
+            raise ValueError(
+                f"positions must lie in 0..{cos.shape[0] - 1}, the tables' rows, got {low}..{high}"
+            )
+    if not sections:
+        return cos[positions], sin[positions]
+    return tuple(
+        torch.cat(
+            [part[at] for part, at in zip(table.split(list(sections), -1), positions, strict=True)],
+            -1,
         )
-    if (q_weight is None) != (k_weight is None):
-        raise ValueError("give both q_weight and k_weight, or neither")
-    _check(qkv.shape[1], qkv.shape[2] // (n_heads + 2 * n_kv_heads), cos)
-    cos, sin = _widen(cos, sin, qkv.dtype)
-    arguments = (qkv, (n_heads, n_kv_heads), cos, sin, q_weight, k_weight, eps)
-    return _Heads.apply(*arguments) if torch.is_grad_enabled() else _Heads.forward(None, *arguments)
+        for table in (cos, sin)
+    )
 
 
-class _Heads(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        qkv: Tensor,
-        counts: tuple[int, int],
-        cos: Tensor,
-        sin: Tensor,
-        q_weight: Tensor | None,
-        k_weight: Tensor | None,
-        eps: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        n, n_kv = counts
-        split = _split(qkv, n + 2 * n_kv)
-        x = split[:, : n + n_kv].to(cos.dtype, copy=True, memory_format=torch.contiguous_format)
-        rstd = None
-        if q_weight is not None:
-            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-            rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-            x.mul_(rstd)
-        parts = zip(x.split((n, n_kv), 1), (q_weight, k_weight), strict=True)
-        q, k = (_turn(part, cos, sin, weight).to(qkv.dtype) for part, weight in parts)
-        if ctx is not None:
-            ctx.save_for_backward(qkv, cos, sin, q_weight, k_weight, rstd)
-            ctx.counts = counts
-        return q, k, split[:, n + n_kv :].contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, cos, sin, q_weight, k_weight, rstd = ctx.saved_tensors
-        n, n_kv = ctx.counts
-        out = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-        split, source = _split(out, n + 2 * n_kv), _split(qkv, n + 2 * n_kv)
-        split[:, n + n_kv :] = grads[2]
-        weight_grads: list[Tensor | None] = [None, None]
-        for i, (part, weight) in enumerate(
-            ((slice(0, n), q_weight), (slice(n, n + n_kv), k_weight))
-        ):
-            # The rotation back is the rotation by -angle.
-            grad = _turn(_wide(grads[i]).contiguous(), cos, -sin, None)  # (B, n, T, K)
-            if weight is not None:
-                x = _wide(source[:, part]).contiguous() * rstd[:, part]
-                grad, weight_grads[i] = _norm_backward(grad, x, weight, rstd[:, part])
-            split[:, part] = grad
-        return out, None, None, None, *weight_grads, None
+def runs_triton(kernel: str, x: Tensor, width: int) -> bool:
+    """fp64, of which the Triton form knows nothing, and very wide heads stay with torch."""
+    fits = x.dtype != torch.float64 and width <= TRITON_WIDTH
+    return fits and backend.pick(kernel, x) == "triton"
 
 
-def _norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x * weight, x normalised, by the vector before the norm and by the weight."""
-    width = x.shape[-1]
-    product = (grad * x).reshape(-1, width)
-    grad_weight = product.sum(0).to(weight.dtype)
-    inner = product.mv(weight.to(product.dtype)).div_(width).view(rstd.shape)
-    return (grad * weight).sub_(x.mul_(inner)).mul_(rstd), grad_weight
+def check_angles(
+    sizes: tuple[int, int, int],
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor | None,
+    sections: Sequence[int] | None,
+) -> None:
+    """ValueError where the arguments of `rope` or `heads` don't fit (B, T, K) = sizes."""
+    batch, length, width = sizes
+    if not x.is_floating_point():
+        raise ValueError(f"expected a floating point tensor to rotate, got {x.dtype}")
+    if cos.shape != sin.shape or cos.device != x.device or sin.device != x.device:
+        raise ValueError(
+            f"cos and sin must have one shape on {x.device}, got {tuple(cos.shape)} on "
+            f"{cos.device} and {tuple(sin.shape)} on {sin.device}"
+        )
+    if positions is not None:
+        _check_positions(sizes, x, cos, positions, sections)
+        return
+    if sections:
+        raise ValueError("sections need positions, a row of them per axis")
+    fits = cos.shape in ((length, width // 2), (batch, length, width // 2), (1, length, width // 2))
+    if width % 2 or not fits:
+        raise ValueError(
+            f"expected cos and sin (T, K/2) or (B, T, K/2) for T = {length}, K = {width}, "
+            f"got {tuple(cos.shape)}"
+        )
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None) -> Tensor:
-    """Rotate x * weight. The weight goes into the tables, which are N times smaller."""
-    if weight is not None:
-        cos, sin = cos * weight, sin * _swap(weight)
-    return (x * cos).addcmul_(_swap(x), sin)
+def _check_positions(
+    sizes: tuple[int, int, int],
+    x: Tensor,
+    cos: Tensor,
+    positions: Tensor,
+    sections: Sequence[int] | None,
+) -> None:
+    batch, length, width = sizes
+    if width % 2 or cos.ndim != 2 or cos.shape[1] != width // 2:
+        raise ValueError(
+            f"with positions, cos and sin must be (L, K/2) for K = {width}, got {tuple(cos.shape)}"
+        )
+    if positions.dtype not in (torch.int32, torch.int64) or positions.device != x.device:
+        raise ValueError(
+            f"positions must be int32 or int64 on {x.device}, got {positions.dtype} "
+            f"on {positions.device}"
+        )
+    axes: tuple[int, ...] = ()
+    if sections:
+        if len(sections) > _MAX_AXES or sum(sections) != width // 2 or min(sections) < 0:
+            raise ValueError(
+                f"sections must be at most {_MAX_AXES} numbers of pairs that add up to K/2 = "
+                f"{width // 2}, got {tuple(sections)}"
+            )
+        axes = (len(sections),)
+    if positions.shape not in ((*axes, length), (*axes, batch, length)):
+        raise ValueError(
+            f"positions must be {(*axes, length)} or {(*axes, batch, length)}, "
+            f"got {tuple(positions.shape)}"
+        )
 
 
-def _swap(x: Tensor) -> Tensor:
+def swap(x: Tensor) -> Tensor:
     """The two halves of the last axis exchanged."""
     return x.roll(x.shape[-1] // 2, -1)
 
 
-def _split(x: Tensor, n: int) -> Tensor:
-    """(B, T, n K) -> (B, n, T, K), a view."""
-    return x.unflatten(-1, (n, -1)).transpose(1, 2)
-
-
-def _widen(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def widen(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Tables over the whole head, the sign in the sine: (T, K) or (B, 1, T, K)."""
     tables = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -145,13 +165,59 @@ def _widen(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
     return (cos, sin) if cos.ndim == 2 else (cos.unsqueeze(1), sin.unsqueeze(1))
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _check(length: int, width: int, cos: Tensor) -> None:
-    if width % 2 or cos.shape[-2:] != (length, width // 2):
-        raise ValueError(
-            f"expected cos and sin (T, K/2) or (B, T, K/2) for T = {length}, K = {width}, "
-            f"got {tuple(cos.shape)}"
-        )
+# --- what the generic tests and the benchmark run --------------------------------------------
+
+_SHAPES = {
+    "test": ((1, 1, 1, 2), (1, 3, 17, 6), (2, 9, 127, 10)),
+    "bench": ((4, 32, 4096, 128), (16, 16, 1024, 64)),
+    "cpu": ((4, 4, 1024, 64),),
+}
+
+
+def examples(size: str, dtype: torch.dtype, device: torch.device | str, seed: int) -> list[Example]:
+    """Calls at "test", "bench" or "cpu" size: by step, by position, and by three axes."""
+    generator = torch.Generator(device).manual_seed(seed)
+    found = []
+    for shape in _SHAPES[size]:
+        (batch, _, length, width), half = shape, shape[3] // 2
+        x = torch.randn(shape, generator=generator, device=device).to(dtype)
+        cos, sin = rope_tables(length + 5, width, 10_000.0, device)
+        drawn = {"generator": generator, "device": device}
+        rows = torch.randint(length + 5, (batch, length), **drawn)
+        axes = torch.randint(length + 5, (3, batch, length), **drawn)
+        sections = (half - 2 * (half // 3), half // 3, half // 3)
+        forms: dict[str, dict[str, Any]] = {
+            "": {"cos": cos[:length], "sin": sin[:length]},
+            " positions": {"cos": cos, "sin": sin, "positions": rows},
+            " axes": {"cos": cos, "sin": sin, "positions": axes, "sections": sections},
+        }
+        name = "x".join(map(str, shape))
+        n_bytes = 2.0 * x.numel() * x.element_size()
+        found += [
+            Example(name + form, rope, {"x": x, **inputs}, _plain, ("x",), n_bytes=n_bytes)
+            for form, inputs in forms.items()
+        ]
+    return found
+
+
+def _plain(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor | None = None,
+    sections: Sequence[int] | None = None,
+) -> Tensor:
+    """Complex numbers, turned pair by pair."""
+    turn = torch.complex(cos.double(), sin.double())
+    if positions is not None:
+        rows = positions if sections else positions[None]
+        turns = turn.split(list(sections or (turn.shape[-1],)), -1)
+        turn = torch.cat([t[at] for t, at in zip(turns, rows, strict=True)], -1)
+    turn = turn if turn.ndim == 2 else turn[:, None]
+    half = x.shape[-1] // 2
+    turned = torch.complex(x[..., :half], x[..., half:]) * turn
+    return torch.cat([turned.real, turned.imag], -1)

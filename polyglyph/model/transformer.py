@@ -14,8 +14,10 @@ from torch.nn.functional import embedding
 
 from polyglyph.config import Config
 from polyglyph.kernels.attention import Packing, attention, pack
+from polyglyph.kernels.decode_attention import decode_attention
+from polyglyph.kernels.heads import heads
 from polyglyph.kernels.rms_norm import add_rms_norm, rms_norm
-from polyglyph.kernels.rope import heads, rope_tables
+from polyglyph.kernels.rope import rope_tables
 from polyglyph.kernels.swiglu import swiglu
 from polyglyph.model.kv_cache import KVCache
 
@@ -87,17 +89,20 @@ class Attention(nn.Module):
         packing: Packing | None,
         cache: KVCache | None,
         positions: Tensor | None,
-        mask: Tensor | None,
+        lengths: Tensor | None,
     ) -> Tensor:
         q, k, v = heads(
             self.qkv(x), self.n_heads, self.n_kv_heads, *tables, self.q_norm, self.k_norm, self.eps
         )
         if cache is not None:
             k, v = cache.write(self.layer, positions, k, v)
-            if mask is None:  # nothing cached before: causal over what came now
+            if lengths is None:  # nothing cached before: causal over what came now
                 k, v = k[:, :, : q.shape[2]], v[:, :, : q.shape[2]]
             q = q.to(k.dtype)
-        out = attention(q, k, v, packing=packing, mask=mask)
+        if lengths is None:
+            out = attention(q, k, v, packing=packing)
+        else:
+            out = decode_attention(q, k, v, lengths)
         return self.out(out.transpose(1, 2).flatten(2))  # (B, T, D)
 
 
@@ -126,9 +131,9 @@ class Block(nn.Module):
         packing: Packing | None = None,
         cache: KVCache | None = None,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
-        read = self.attention(self.attention_norm(x), tables, packing, cache, positions, mask)
+        read = self.attention(self.attention_norm(x), tables, packing, cache, positions, lengths)
         normed, x = self.feed_forward_norm.of_sum(read, x)
         return x + self.feed_forward(normed)
 
@@ -188,7 +193,7 @@ class Transformer(nn.Module):
         if doc_id is not None and cache is not None:
             raise ValueError("doc_id and cache exclude each other: a cached row is one document")
         packing = None if doc_id is None else pack(doc_id)
-        mask = None
+        lengths = None
         if positions is None and packing is not None:
             positions = packing.positions
         if cache is not None:
@@ -197,13 +202,11 @@ class Transformer(nn.Module):
             if positions is None:  # only a row's padding may lie behind the context
                 positions = slots.clamp_max(self.config.context - 1)
             if cache.longest:
-                end = min(cache.longest + ids.shape[1], cache.capacity + 1)
-                keys = torch.arange(end, device=ids.device)
-                mask = (keys <= slots.unsqueeze(2)).unsqueeze(1)  # (B, 1, T, S)
+                lengths = (cache.lengths + ids.shape[1]).int()
         tables = self._tables(positions, ids.shape[1])
         x = embedding(ids, self.embedding)
         for block in self.blocks:
-            x = block(x, tables, packing, cache, slots if cache is not None else None, mask)
+            x = block(x, tables, packing, cache, slots if cache is not None else None, lengths)
         return self.norm(x)
 
     def _tables(self, positions: Tensor | None, length: int) -> tuple[Tensor, Tensor]:

@@ -144,7 +144,7 @@ class AudioCodec(nn.Module):
         self.encoder = Encoder(*shape, c.encoder_units, c.d_latent, "elu", *ends)
         self.decoder = Decoder(*shape, c.decoder_units, c.d_latent, c.decoder_activation, *ends)
         self.quantizer = Quantizer(c.quantizer, c.d_latent)
-        self.spectral = SpectralLoss(c.sample_rate, c.loss.windows)
+        self.spectral = SpectralLoss(c.sample_rate, c.loss.windows, c.loss.floor)
 
     def init_from(self, other: AudioCodec) -> None:
         """Take a trained codec's weights and codebooks; ConfigError if its shape is another."""
@@ -165,11 +165,19 @@ class AudioCodec(nn.Module):
         self.quantizer.load_state_dict(inference_state(other.quantizer))
         self.quantizer.attach_learner(warm=True)
 
-    def training_losses(self, batch: Tensor, seen: Tensor | None = None) -> CodecStep:
-        """One forward over sounds (B, C, S). The encoder is given `seen` where there is one."""
+    def vectors(self, samples: Tensor) -> Tensor:
+        """(B, C, S) to what is quantized, (B, F, D)."""
+        return self.encoder(samples / _LEVEL).transpose(1, 2)
+
+    def decoded(self, out: CodecStep) -> Tensor:
+        """What the codes of half of the step's sounds stand for, without a gradient."""
+        return out.reconstruction[: len(out.reconstruction) // 2].detach()
+
+    def training_losses(self, batch: Tensor) -> CodecStep:
+        """One forward over sounds (B, C, S)."""
         assert batch.ndim == 3 and batch.shape[1] == self.config.channels
         assert batch.shape[2] % self.hop == 0
-        z = self.encoder((batch if seen is None else seen) / _LEVEL).transpose(1, 2)  # (B, F, D)
+        z = self.vectors(batch)  # (B, F, D)
         out = self.quantizer(z)
         x = _LEVEL * self.decoder(out.quantized.transpose(1, 2).to(z.dtype)).float()
         loss, distance = self.config.loss, self.spectral(x, batch)

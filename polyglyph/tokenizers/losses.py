@@ -33,6 +33,8 @@ class JudgedLossConfig(Config):
     discriminator (2104.03310). feature_matching: weight of the distance between the
     discriminator's features of a medium and of its reconstruction. balancer: EnCodec's
     (2210.13438): every summand's gradient at the output is brought to its share of the weights.
+    steady: weight of the distance, before quantization, between a medium and the same decoded or
+    damaged (`[data] noise, shift`): what passed a codec once keeps its codes.
     """
 
     adversarial: float = Field(0.0, ge=0)
@@ -42,6 +44,7 @@ class JudgedLossConfig(Config):
     lecam: float = added(0.0, ge=0)
     feature_matching: float = added(0.0, ge=0)
     balancer: bool = added(False)
+    steady: float = added(0.0, ge=0)
 
     @model_validator(mode="after")
     def _judged_by_something(self) -> JudgedLossConfig:

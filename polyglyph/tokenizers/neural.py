@@ -36,7 +36,8 @@ class CodecStep:
     reconstruction: Tensor
     codes: Tensor  # (..., Q)
     target: Tensor | None = None  # what the reconstruction is of, if that isn't the whole batch
-    latents: Tensor | None = None  # (B, F, D) before quantization, where codes are in time
+    latents: Tensor | None = None  # (B, N, D) before quantization
+    quantized: Tensor | None = None  # after it, as the decoder is given it
 
 
 def inference_state(net: nn.Module) -> dict[str, Tensor]:

@@ -64,8 +64,11 @@ class QuantizerConfig(Config):
     commitment: weight of the commitment loss (of the codebook's in ibq, where 0.25 is the paper's).
     entropy_weight: of the entropy loss of lfq, bsq and ibq. decay: of the EMA statistics.
     threshold_ema_dead_code: codes whose EMA count falls below it are restarted; 0: never.
+    restart: at which vectors of the batch, "random" ones or "far" from every code: where most of a
+    batch is alike (the ground of a picture), random ones cut its cell into shades.
     rotation_trick: of the kinds that the library trains with a codebook; kmeans_init: of those
-    with EMA; quantize_dropout: train with a random number of the residual codebooks.
+    with EMA; quantize_dropout: train with a random number of the residual codebooks, in
+    dropout_share of the steps ("rvq").
     """
 
     kind: Kind = "vq"
@@ -82,6 +85,8 @@ class QuantizerConfig(Config):
     levels: tuple[int, ...] = Field((), exclude_if=lambda levels: levels == ())
     n_groups: int = Field(1, ge=1, exclude_if=lambda n: n == 1)
     entropy_weight: float = Field(0.1, ge=0, exclude_if=lambda weight: weight == 0.1)
+    dropout_share: float = Field(1.0, gt=0, le=1, exclude_if=lambda share: share == 1.0)
+    restart: Literal["random", "far"] = Field("random", exclude_if=lambda way: way == "random")
 
     @model_validator(mode="before")
     @classmethod
@@ -116,6 +121,8 @@ class QuantizerConfig(Config):
         if self.quantize_dropout and kind not in _DROPOUT:
             raise ValueError(f"quantize_dropout is of kinds {', '.join(_DROPOUT)}; got '{kind}'")
         self._check_levels()
+        if self.restart == "far" and kind == "ibq":  # of 16 codes, half dead, it revived 14
+            raise ValueError('kind "ibq" searches by inner product, where nothing is far')
         if kind in _SIGNS and self.codebook_size != 2**self.d_code:
             raise ValueError(
                 f"kind '{kind}' has 2^d_code codes, a power of two; got d_code {self.d_code} and "
@@ -217,6 +224,14 @@ class Quantizer(nn.Module):
             loss = F.mse_loss(target, quantized) * self.scheme.commitment
             straight = target + (quantized - target).detach()
             return QuantizerOutput(self.project_out(straight), codes, loss)
+
+    def distance(self, z: Tensor, due: Tensor) -> Tensor:
+        """Of latents z (B, N, D) from those due, where codes are searched, relative to the due
+        ones' size. Its gradient is that of z alone."""
+        with torch.autocast(z.device.type, enabled=False):
+            x = self.scheme.normed(self.project_in(z.float()))
+            target = self.scheme.normed(self.project_in(due.float())).detach()
+            return (x - target).square().mean() / target.square().mean().clamp_min(1e-12)
 
     def _search(self, x: Tensor, n_codebooks: int) -> Tensor:
         codes = self.scheme.search(x.flatten(0, -2), self.codebook, n_codebooks)

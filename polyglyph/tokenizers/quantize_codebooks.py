@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -125,11 +126,18 @@ class EmaScheme(Scheme):
     def learner(self, codebook: Tensor) -> nn.Module:
         from vector_quantize_pytorch import VectorQuantize
 
-        return VectorQuantize(use_cosine_sim=False, **self._common())
+        return self.made(VectorQuantize(use_cosine_sim=False, **self._common()))
 
     def layers(self, learner: Any) -> list[Any]:
         """The library's one-codebook quantizers in the order of our codebooks."""
         return [learner]
+
+    def made(self, learner: nn.Module) -> nn.Module:
+        """The learner, its dead codes begun anew where the config wants it."""
+        if self.config.restart == "far":
+            for layer in self.layers(learner):
+                layer._codebook.replace_sample_fn = partial(_take_far, layer._codebook)
+        return learner
 
     def learned(self, learner: nn.Module) -> Tensor | None:
         return torch.stack([layer._codebook.embed[0] for layer in self.layers(learner)])
@@ -156,7 +164,7 @@ class CosineScheme(EmaScheme):
     def learner(self, codebook: Tensor) -> nn.Module:
         from vector_quantize_pytorch import VectorQuantize
 
-        return VectorQuantize(use_cosine_sim=True, **self._common())
+        return self.made(VectorQuantize(use_cosine_sim=True, **self._common()))
 
 
 class ResidualScheme(EmaScheme):
@@ -166,9 +174,16 @@ class ResidualScheme(EmaScheme):
         from vector_quantize_pytorch import ResidualVQ
 
         c = self.config
-        return ResidualVQ(
+        learner = ResidualVQ(
             num_quantizers=c.n_codebooks, quantize_dropout=c.quantize_dropout, **self._common()
         )
+        return self.made(learner)
+
+    def learn(self, learner: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        c = self.config
+        if c.quantize_dropout and c.dropout_share < 1:
+            learner.quantize_dropout = bool(torch.rand(()) < c.dropout_share)
+        return super().learn(learner, x)
 
     def layers(self, learner: Any) -> list[Any]:
         return list(learner.layers)
@@ -181,12 +196,13 @@ class GroupedScheme(EmaScheme):
         from vector_quantize_pytorch import GroupedResidualVQ
 
         c = self.config
-        return GroupedResidualVQ(
+        learner = GroupedResidualVQ(
             groups=self.groups,
             num_quantizers=c.n_codebooks // self.groups,
             quantize_dropout=c.quantize_dropout,
             **self._common(),
         )
+        return self.made(learner)
 
     def layers(self, learner: Any) -> list[Any]:
         depth = self.config.n_codebooks // self.groups
@@ -220,7 +236,7 @@ class SimScheme(Scheme):
         return learner
 
     def learn(self, learner: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        dead, vectors = restart(learner.cluster_size, x, self.config)
+        dead, vectors = restart(learner.cluster_size, x, self.config, learner.codebook.detach())
         if len(dead):
             weight = learner.code_transform.weight.detach()
             frozen = torch.linalg.lstsq(weight, vectors.T).solution.T.contiguous()
@@ -333,10 +349,12 @@ def tally(count: Tensor, codes: Tensor, config: QuantizerConfig) -> None:
 
 
 @torch.no_grad()
-def restart(count: Tensor, x: Tensor, config: QuantizerConfig) -> tuple[Tensor, Tensor]:
+def restart(
+    count: Tensor, x: Tensor, config: QuantizerConfig, book: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The dead codes (n,) and the vectors (n, D) out of x (…, D) at which they begin anew.
 
-    Their count is set to the threshold. At most as many as there are vectors, so that no two codes
+    book (K, D): the codes that "far" is far from. Their count is set to the threshold. At most as many as there are vectors, so that no two codes
     begin at one; on several processes all take those of process 0.
     """
     dead = (count < config.threshold_ema_dead_code).nonzero()[:, 0]
@@ -347,7 +365,32 @@ def restart(count: Tensor, x: Tensor, config: QuantizerConfig) -> tuple[Tensor, 
     if n_processes() > 1:
         dist.all_reduce(n, dist.ReduceOp.MIN)
     dead = dead[torch.randperm(len(dead), device=x.device)[: int(n)]]
-    vectors = vectors[torch.randperm(len(vectors), device=x.device)[: int(n)]]
+    if config.restart == "far":
+        assert book is not None
+        vectors = far_vectors(vectors, book, int(n))
+    else:
+        vectors = vectors[torch.randperm(len(vectors), device=x.device)[: int(n)]]
     dead, vectors = of_process_0(dead), of_process_0(vectors)
     count[dead] = config.threshold_ema_dead_code
     return dead, vectors
+
+
+@torch.no_grad()
+def far_vectors(x: Tensor, book: Tensor, n: int) -> Tensor:
+    """n vectors out of x (N, D), one after the other, each with a chance that grows with its
+    squared distance to the codes (K, D) and to those taken before it (k-means++, Arthur 2007)."""
+    distance = x.new_full((len(x),), 1.0)
+    if len(book):
+        distance = (x - book[nearest_code(x, book)]).square().sum(-1)
+    taken = []
+    for _ in range(n):
+        taken.append(torch.multinomial(distance + 1e-12, 1))
+        distance = torch.minimum(distance, (x - x[taken[-1]]).square().sum(-1))
+    return x[torch.cat(taken)]
+
+
+def _take_far(codebook: Any, samples: Tensor, n: int) -> Tensor:
+    """What the library calls for its dead codes: (1, N, D) → (1, n, D)."""
+    vectors = samples[0].float()
+    book = codebook.embed[0][codebook.cluster_size[0] >= codebook.threshold_ema_dead_code]
+    return of_process_0(far_vectors(vectors, book, n))[None]

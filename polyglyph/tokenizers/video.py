@@ -170,18 +170,29 @@ class VideoCodec(nn.Module):
             pixels = torch.cat([pixels_tiled(self, part, _PIXELS_PER_BATCH) for part in z])
         return pixels.unflatten(0, (b, f))
 
-    def training_losses(self, batch: Tensor, seen: Tensor | None = None) -> CodecStep:
-        """One forward over clips (B, F, 3, H, W); `seen` goes in, if given."""
-        z = self.latents(batch if seen is None else seen)
+    def vectors(self, pixels: Tensor) -> Tensor:
+        """(B, F, 3, H, W) → what is quantized, (B, N, D)."""
+        return self.latents(pixels).flatten(2).transpose(1, 2)
+
+    @torch.no_grad()
+    def decoded(self, out: CodecStep) -> Tensor:
+        """What the codes of half of the step's clips stand for, without a gradient."""
+        assert out.quantized is not None
+        return self.frames(out.quantized[: len(out.quantized) // 2], first=self.lead).float()
+
+    def training_losses(self, batch: Tensor) -> CodecStep:
+        """One forward over clips (B, F, 3, H, W)."""
+        z = self.latents(batch)
         b, d, f, h, w = z.shape
-        out = self.quantizer(z.flatten(2).transpose(1, 2))  # (B, fhw, D)
+        latents = z.flatten(2).transpose(1, 2)
+        out = self.quantizer(latents)  # (B, fhw, D)
         quantized = out.quantized.transpose(1, 2).reshape(b, d, f, h, w).to(z.dtype)
         n = min(self.config.frames_in_loss, batch.shape[1])
         keep = torch.rand(batch.shape[:2]).argsort(dim=1)[:, :n].to(batch.device)  # (B, n)
         x = self.frames(quantized, keep, self.lead).flatten(0, 1).float()
         target = torch.stack([clip[i] for clip, i in zip(batch, keep, strict=True)]).flatten(0, 1)
         losses = image_losses(x, target, self.config.loss) | {"quantizer": out.loss}
-        return CodecStep(losses, x, out.codes, target=target)
+        return CodecStep(losses, x, out.codes, target, latents, quantized)
 
     @property
     def last_layer(self) -> Tensor:

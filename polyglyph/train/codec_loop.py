@@ -31,7 +31,7 @@ from polyglyph.tokenizers.quantize import QuantizerConfig, codebook_use
 from polyglyph.train.adversarial import Judge, adaptive_weight
 from polyglyph.train.averaging import WeightAverage
 from polyglyph.train.balancer import Balancer
-from polyglyph.train.config import RunSection
+from polyglyph.train.config import RunSection, settle
 from polyglyph.train.criteria import Criteria
 from polyglyph.train.guards import Guards, check_finite
 from polyglyph.train.optimizer import (
@@ -53,7 +53,6 @@ from polyglyph.train.runlog import (
     peak_bytes,
 )
 from polyglyph.train.starting import frozen_mark, make_net
-from polyglyph.train.wear import wear
 
 
 class CodecEvalConfig(Config):
@@ -93,8 +92,7 @@ class CodecTraining:
 
     def __init__(self, config: CodecRun) -> None:
         self.config = config
-        if config.run.threads:
-            torch.set_num_threads(config.run.threads)
+        settle(config.run)
         self.device = pick_device(config.run.device)
         self.dtype = pick_dtype(self.device, config.run.dtype)
         self.net, self.tokenizer_class = make_net(config)
@@ -104,7 +102,14 @@ class CodecTraining:
         semantic = getattr(self.loss, "semantic", 0.0)
         if self.frozen and semantic:
             raise ConfigError("loss.semantic trains the encoder, which codec.freeze keeps as it is")
-        self.criteria = Criteria(self.net).to(self.device)
+        if self.frozen and self.loss.steady:
+            raise ConfigError("loss.steady trains the encoder, which codec.freeze keeps as it is")
+        if not self.loss.steady and (config.data.noise or config.data.shift):
+            raise ConfigError(
+                "data.noise and data.shift are the damage of loss.steady, which has no weight; "
+                "give it one"
+            )
+        self.criteria = Criteria(self.net, config.data, config.run.seed).to(self.device)
         # What the criteria train goes behind the net: without any, the state is the net's alone.
         self.trained = nn.ModuleList([self.net, self.criteria])
         self.optimizer = make_optimizer(self.trained, config.optimizer)
@@ -142,12 +147,6 @@ class CodecTraining:
             )
         return batch
 
-    def _seen(self, batch: Tensor) -> Tensor | None:
-        data = self.config.data
-        if not data.noise and not data.shift:
-            return None
-        return wear(batch, data.noise, data.shift, self.config.run.seed, self.step)
-
     def advance(self) -> dict[str, Any]:
         """One step; returns what the log wants of it."""
         rate = learning_rate(
@@ -160,8 +159,8 @@ class CodecTraining:
         self.guards.check_batch(batch, self.step + 1)
         self.net.train()
         with autocast(self.device, self.dtype):
-            out: CodecStep = self.net.training_losses(batch, self._seen(batch))
-            losses = dict(out.losses) | self.criteria.losses(self.net, batch, out)
+            out: CodecStep = self.net.training_losses(batch)
+            losses = dict(out.losses) | self.criteria.losses(self.net, batch, out, self.step)
         if self.frozen:
             losses.pop("quantizer", None)  # nothing that it could move
         judged = self.judge is not None and self.step >= self.loss.discriminator_start

@@ -1,8 +1,8 @@
-"""What an encoder sees while its codec learns to give the clean medium back.
+"""The damage through which a steady codec keeps its codes (`loss.steady`).
 
 A code whose cell is no wider than a rounding error is another code after every compression: without
-this the image codec of `tiny` spent a code on each shade of the dark ground. Denoising widens the
-cells (Vincent et al., 2008). A pure function of (seed, step). Knows no modality.
+this the image codec of `tiny` spent a code on each shade of the dark ground. A pure function of
+(seed, step). Knows no modality.
 """
 
 from __future__ import annotations

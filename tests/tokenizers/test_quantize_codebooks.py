@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from polyglyph.checkpoint import load_tensors, save_tensors
 from polyglyph.tokenizers.quantize import Quantizer, QuantizerConfig, codebook_use
+from polyglyph.tokenizers.quantize_codebooks import far_vectors
 
 KINDS: dict[str, dict[str, Any]] = {
     "vq": {},
@@ -63,10 +64,14 @@ def usage(quantizer: Quantizer, codes: Tensor) -> list[float]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_codebook_that_is_half_dead_is_alive_again_within_50_steps(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "restart"), [(k, "random") for k in KINDS] + [(k, "far") for k in KINDS if k != "ibq"]
+)
+def test_a_codebook_that_is_half_dead_is_alive_again_within_50_steps(
+    kind: str, restart: str
+) -> None:
     data = latents(400).abs() + 0.1  # all in one orthant
-    quantizer = half_killed(kind, data, threshold_ema_dead_code=0.5)
+    quantizer = half_killed(kind, data, threshold_ema_dead_code=0.5, restart=restart)
     assert max(usage(quantizer, quantizer.encode(data))) <= 0.5
     for _ in range(50):
         out = quantizer.train()(data)
@@ -108,6 +113,30 @@ def test_more_dead_codes_than_vectors_begin_at_different_vectors() -> None:
     quantizer.sync()
     alike = F.normalize(quantizer.codebook[0], dim=-1) @ F.normalize(data[0], dim=-1).t()
     assert alike.argmax(0).unique().numel() == 5 and (alike.amax(0) > 1 - 1e-6).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["vq", "ema", "simvq"])
+def test_far_restarts_find_the_rare_where_random_ones_cut_up_the_common(kind: str) -> None:
+    ground = 0.02 * torch.randn(1, 380, 4) + torch.tensor([3.0, 0, 0, 0])
+    rare = latents(20)
+    batch = torch.cat([ground, rare], 1)
+    shares = {}
+    for restart in ("random", "far"):
+        quantizer = half_killed(kind, ground, threshold_ema_dead_code=0.5, restart=restart)
+        for _ in range(10):
+            quantizer.train()(batch)
+        quantizer.sync()
+        codes = quantizer.eval().encode(batch)
+        shares[restart] = len(codes[0, 380:].unique()), len(codes[0, :380].unique())
+    assert shares["far"][0] >= shares["random"][0] + 2
+    assert shares["far"][1] < shares["random"][1]
+
+
+def test_far_vectors_are_never_ones_that_have_a_code_or_were_taken() -> None:
+    x = torch.eye(6).repeat(9, 1)
+    taken = far_vectors(x, torch.eye(6)[:2], 4)
+    assert torch.equal(taken.sum(0), torch.tensor([0.0, 0, 1, 1, 1, 1]))
 
 
 # IBQ ---------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from polyglyph.train import codec_loop as module
 from polyglyph.train import criteria, guards
 from polyglyph.train.codec_loop import CodecRun, CodecTraining, make_net, train_codec
 from polyglyph.train.runlog import Interrupted, RunFolder
+from polyglyph.train.wear import wear
 
 FIGURES = ("step", "loss", "lr", "grad_norm", "losses", "codebooks", "monitors")
 TRUNK = {"base": 8, "multipliers": [1, 2], "attention": False, "patch": 4}
@@ -455,17 +456,25 @@ def test_row_38_pixels_of_0_to_255_stop_the_run_with_a_sentence(
         train_codec(run_of(), tmp_path / "r")
 
 
-def test_worn_media_go_into_the_encoder_and_the_clean_ones_are_the_target() -> None:
-    training = CodecTraining(run_of(data={"noise": 0.2, "shift": 0.1}))
-    given: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-    losses = training.net.training_losses
+@pytest.mark.parametrize("modality", CODECS)
+def test_a_steady_codec_brings_decoded_and_damaged_media_to_the_clean_ones(modality: str) -> None:
+    damage = {"noise": 0.2, "shift": 0.1}
+    training = CodecTraining(run_of(modality, data=damage, loss={"steady": 0.5}))
+    net, batch = training.net.train(), training.tensor_batch(0)
+    out = net.training_losses(batch)
+    found = training.criteria._steady(net, batch, out, 0)
+    again = net.decoded(out)
+    assert len(again) == len(batch) // 2 and again.shape[1:] == batch.shape[1:]
+    worn = wear(torch.cat([again, batch[len(again) :]]), 0.2, 0.1, 0, 0)
+    vectors = [net.quantizer.scheme.normed(net.quantizer.project_in(z)) for z in
+               (net.vectors(worn), out.latents)]  # fmt: skip
+    due = (vectors[0] - vectors[1]).square().sum() / vectors[1].square().sum()
+    assert float(found) == pytest.approx(float(due), rel=1e-4) and float(found) > 0
+    grads = torch.autograd.grad(found, list(net.encoder.parameters()), allow_unused=True)
+    assert any(g is not None and g.abs().sum() > 0 for g in grads)
+    assert training.advance()["losses"]["steady"] > 0
 
-    def spy(batch: torch.Tensor, seen: torch.Tensor | None = None) -> Any:
-        given.append((batch, seen))
-        return losses(batch, seen)
 
-    training.net.training_losses = spy  # type: ignore[method-assign]
-    training.advance()
-    (clean, seen), steps = given[0], training.batches
-    assert torch.equal(clean, training.net.batch_tensor(steps.batch(0)))
-    assert seen is not None and 0.01 < float((seen - clean).abs().mean()) < 0.3
+def test_damage_without_a_steady_loss_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"damage of loss.steady, which has no weight"):
+        CodecTraining(run_of(data={"noise": 0.2}))

@@ -47,6 +47,7 @@ def demo(
         with progress("demo") as tell:
             summary = run_demo(output, paths or [], checkpoint, seed, force, tell)
         outcome.results = summary["results"] + summary.get("reconstructions", [])
+        outcome.add(page=printable(summary["index"]))
         for note in summary.get("notes", ()):
             outcome.note(f"note: {note}")
         for error in summary.get("errors", ()):

@@ -57,6 +57,12 @@ def prepare(
         typer.Option("--option", help="KEY=VALUE for the source, e.g. mixture.text_to_image=8."),
     ] = None,
     items_per_shard: Annotated[int, typer.Option(min=1, help="Items in one shard.")] = 4096,
+    reread: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Share of the prompts' media that pass their codec once first."
+        ),
+    ] = 0.0,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -81,6 +87,7 @@ def prepare(
                 output,
                 n=n,
                 items_per_shard=items_per_shard,
+                reread=reread,
                 progress=lambda done, of: tell(done, of, "preparing"),
             )
         _keep_codecs(Path(output) / CODECS, parts)

@@ -85,13 +85,16 @@ def prepare(
     *,
     n: int | None = None,
     items_per_shard: int = ITEMS_PER_SHARD,
+    reread: float = 0.0,
     progress: Progress | None = None,
 ) -> Prepared:
     """Writes items 0..n-1 of `source` (all, if it ends) as shards into folder `out`.
 
-    tokenizers: by span. Run again it makes only what is missing; a larger `n` adds shards. Raises
-    InputError where `out` holds something else or shards of other settings, or where not one
-    document could be made; MachineError when the disk is full, with whole shards kept.
+    tokenizers: by span. reread: the share of the media without loss (prompts) that are decoded and
+    encoded again, so that a model learns to read what a codec gave. Run again it makes only what is
+    missing; a larger `n` adds shards. Raises InputError where `out` holds something else or shards
+    of other settings, or where not one document could be made; MachineError when the disk is full,
+    with whole shards kept.
     """
     started = time.perf_counter()
     out, n = Path(out), _n_items(source, n)
@@ -104,6 +107,8 @@ def prepare(
         "modalities": modalities,
         "items_per_shard": items_per_shard,
     }
+    if reread:  # left out at 0: shards that were made before keep their settings
+        settings["reread"] = reread
     is_new = not (out / MANIFEST).is_file()
     _open_folder(out, settings, grammar)
     result = Prepared(out)
@@ -113,7 +118,7 @@ def prepare(
         name = shard_name(index)
         said = {**_digest(settings), "items": [items.start, items.stop]}
         if not is_done(out, name, said):
-            made = ShardWriter(source, tokenizers, grammar, modalities)
+            made = ShardWriter(source, tokenizers, grammar, modalities, reread)
             made.read(items, first, n, progress or _quiet)
             made.write(out, name, said)
             result.n_made += 1
@@ -180,7 +185,8 @@ def _open_folder(out: Path, settings: Mapping[str, Any], grammar: Grammar) -> No
         write_json(path, empty)
         return
     found = read_json(path, "shard folder")
-    for key, due in settings.items():
+    for key in dict.fromkeys((*settings, "reread")):
+        due = settings.get(key)
         if found.get(key) != due:
             what = _difference(found, due, key)
             raise InputError(
@@ -221,8 +227,10 @@ class ShardWriter:
         tokenizers: Mapping[str, Tokenizer],
         grammar: Grammar,
         modalities: Sequence[str],
+        reread: float = 0.0,
     ) -> None:
         self.source, self.tokenizers, self.grammar = source, tokenizers, grammar
+        self.reread = reread
         self.modalities = list(modalities)
         self.dtype = ids_dtype(grammar.vocabulary.size)
         self.ids: list[np.ndarray] = []
@@ -236,9 +244,19 @@ class ShardWriter:
             block = range(start, min(start + ITEMS_PER_BLOCK, items.stop))
             documents = [pair for index in block for pair in self._get(index)]
             encode_segments([d for _, d in documents], self.tokenizers)
+            chosen = [s for i, d in documents for s in self._to_reread(i, d)]
+            reread_segments(chosen, self.tokenizers)
             for index, document in documents:
                 self._add(index, document)
             progress(done + block.stop - items.start, total)
+
+    def _to_reread(self, index: int, document: Document) -> list[Segment]:
+        """All media without loss of a document, or none; drawn by the item's index."""
+        if not self.reread:
+            return []
+        draw = np.random.default_rng((index, len(document))).random()
+        given = [s for s in document if not s.loss_weight and not isinstance(s.content, str)]
+        return given if draw < self.reread else []
 
     def _get(self, index: int) -> list[tuple[int, Document]]:
         try:
@@ -326,6 +344,24 @@ def encode_segments(documents: Iterable[Document], tokenizers: Mapping[str, Toke
         media = [segments[0].content for segments in groups.values()]
         for segments, grid in zip(groups.values(), _encode(tokenizers[span], media), strict=True):
             for segment in segments:
+                segment.codes = grid
+
+
+def reread_segments(segments: Iterable[Segment], tokenizers: Mapping[str, Tokenizer]) -> None:
+    """Decodes the codes of these segments and encodes what comes, equal codes once.
+
+    The segments' content stays what it was."""
+    waiting: dict[str, dict[bytes, list[Segment]]] = {}
+    for segment in segments:
+        if segment.codes is not None:
+            key = f"{segment.codes.meta}".encode() + segment.codes.codes.tobytes()
+            waiting.setdefault(segment.codec, {}).setdefault(key, []).append(segment)
+    for span, groups in waiting.items():
+        codec = tokenizers[span]
+        decoded = [codec.decode(same[0].codes) for same in groups.values() if same[0].codes]
+        again = codec.encode_batch(decoded)
+        for same, grid in zip(groups.values(), again, strict=True):
+            for segment in same:
                 segment.codes = grid
 
 

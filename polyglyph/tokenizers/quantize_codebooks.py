@@ -354,8 +354,9 @@ def restart(
 ) -> tuple[Tensor, Tensor]:
     """The dead codes (n,) and the vectors (n, D) out of x (…, D) at which they begin anew.
 
-    book (K, D): the codes that "far" is far from. Their count is set to the threshold. At most as many as there are vectors, so that no two codes
-    begin at one; on several processes all take those of process 0.
+    book (K, D): the codes that "far" is far from. The dead ones' count is set to the threshold. At
+    most as many as there are vectors, so that no two codes begin at one; on several processes all
+    take those of process 0.
     """
     dead = (count < config.threshold_ema_dead_code).nonzero()[:, 0]
     vectors = x.detach().reshape(-1, x.shape[-1])

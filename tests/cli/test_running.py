@@ -65,5 +65,7 @@ def test_demo_hands_over_and_reports_what_came(
     monkeypatch.setattr(polyglyph.demo, "run_demo", run_demo)
     done = run("demo", "-o", "tour")
     assert done.status == 0 and done.out == "tour/index.html\n"
+    named = [entry["page"] for entry in run("demo", "--json").json["results"] if "page" in entry]
+    assert named == ["demo/index.html"]
     done = run("demo", "gone.png", "--json")
     assert done.status == 2 and done.json["errors"][0]["source"] == "gone.png"

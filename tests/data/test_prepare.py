@@ -143,6 +143,32 @@ def test_equal_media_are_encoded_once(codecs):
     assert content_key(one) == content_key(same) != content_key(other)
 
 
+def test_a_share_of_the_prompts_pass_their_codec_once_and_no_target_does(
+    tmp_path, codecs, grammar_of, little
+):
+    grammar = grammar_of(codecs)
+    plain = prepare(little(3), codecs, grammar, tmp_path / "a", n=40)
+    assert (
+        plain.n_documents
+        == prepare(little(3), codecs, grammar, tmp_path / "b", n=40, reread=0.5).n_documents
+    )
+    once, twice = (Shards(tmp_path / name, grammar) for name in "ab")
+    documents = [d for i in range(40) for d in little(3).get(i)]
+    n_reread = 0
+    for i, document in enumerate(documents):
+        given, target = (
+            [grammar.parse(s.document(i)[0])[k].codes for s in (once, twice)] for k in (0, 1)
+        )
+        assert target[0].same_codes(target[1])
+        codec = codecs[document[0].codec]
+        again = codec.encode(codec.decode(given[0]))
+        assert given[1].same_codes(given[0]) or given[1].same_codes(again)
+        n_reread += not given[1].same_codes(given[0])
+    assert 5 <= n_reread <= 35  # half of 40 prompts that are pictures
+    with pytest.raises(InputError, match="reread"):
+        prepare(little(3), codecs, grammar, tmp_path / "b", n=40)
+
+
 def test_progress_ends_at_the_number_of_items(tmp_path, codecs, grammar_of, little):
     seen: list[tuple[int, int]] = []
     prepare(

@@ -81,6 +81,9 @@ def _other_cases() -> list[Case]:
         Case("rope, 40 heads of 128, 16,384 positions", DEVICE, _make_rope,
              {OURS: _rope, COMPILED: _compiled_rope, COPY: _copy_of(_rope_bytes)},
              {COMPILED: 1.0, COPY: 0.80}),
+        Case("QK-norm and rope, 16,384 positions, 32 + 2 × 8 heads of 128", DEVICE, _make_heads,
+             {OURS: _heads, COMPILED: _compiled_heads, COPY: _copy_of(_heads_bytes)},
+             {COMPILED: 1.0, COPY: 0.80}),
         Case("swiglu, 16,384 × 11,008", DEVICE, _make_swiglu,
              {OURS: _swiglu, COMPILED: _compiled_swiglu, COPY: _copy_of(_swiglu_bytes)},
              {COMPILED: 1.0, COPY: 0.80}),
@@ -424,6 +427,40 @@ def _compiled_rope(inputs: tuple[Tensor, ...]) -> Thunk:
 def _rope_bytes(inputs: tuple[Tensor, ...]) -> int:
     x, cos, sin = inputs
     return 2 * x.numel() * x.element_size() + 4 * (cos.numel() + sin.numel())
+
+
+def _make_heads(quick: bool, seed: int) -> tuple[Any, ...]:
+    from polyglyph.kernels.rope import rope_tables
+
+    n, n_kv, length = (3, 1, 65) if quick else (32, 8, 16_384)
+    draw = _randn(seed)
+    tables = rope_tables(length, 128, 10_000.0, DEVICE)
+    return draw(1, length, (n + 2 * n_kv) * 128), n, n_kv, *tables, draw(128), draw(128)
+
+
+def _heads(inputs: tuple[Any, ...]) -> Thunk:
+    from polyglyph.kernels.heads import heads
+
+    return _as_triton(lambda: heads(*inputs))
+
+
+def _plain_heads(
+    qkv: Tensor, n: int, n_kv: int, cos: Tensor, sin: Tensor, *weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    parts = qkv.unflatten(-1, (-1, weights[0].numel())).transpose(1, 2).split((n, n_kv, n_kv), 1)
+    q, k = (
+        _plain_rope(_plain_norm(part, torch.zeros_like(part), weight)[0], cos, sin)
+        for part, weight in zip(parts, weights, strict=False)
+    )
+    return q, k, parts[2].contiguous()
+
+
+def _compiled_heads(inputs: tuple[Any, ...]) -> Thunk:
+    return lambda: _compiled(_plain_heads)(*inputs)
+
+
+def _heads_bytes(inputs: tuple[Any, ...]) -> int:
+    return 2 * inputs[0].numel() * inputs[0].element_size()
 
 
 def _make_swiglu(quick: bool, seed: int) -> tuple[Tensor]:

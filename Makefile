@@ -3,6 +3,7 @@
 #   make demo [FILES="my.jpg my.wav"]   the tour on the built-in checkpoint, one HTML page
 #   make test                           lint and the quick tests
 #   make test-full                      lint and all tests (gpu and browser where there is one)
+#   make test-triton36                  the kernels' tests on the oldest triton, 3.6
 #   make lint                           ruff, import-linter, mypy
 #   make clean                          removes caches and outputs, keeps .venv
 #
@@ -24,7 +25,7 @@ INPUTS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test test-full lint clean
+.PHONY: demo test test-full test-triton36 lint clean
 
 # torch first and alone: afterwards it is satisfied, and no other package replaces it.
 $(STAMPS)/torch: constraints.txt
@@ -41,16 +42,27 @@ $(STAMPS)/demo: $(STAMPS)/torch $(INPUTS)
 
 # encodec is a peer in the tests; its dependency torchaudio breaks beside a CPU-only torch.
 $(STAMPS)/test: $(STAMPS)/torch $(INPUTS)
-	@echo "installing polyglyph[dev,eval,speech]"
-	@$(PIP) -c constraints.txt -e '.[dev,eval,speech]'
+	@echo "installing polyglyph[dev,eval,speech,kernels]"
+	@$(PIP) -c constraints.txt -e '.[dev,eval,speech,kernels]'
 	@$(PIP) --no-deps "$$(grep '^encodec==' constraints.txt)"
 	@touch $@ $(STAMPS)/demo
+
+# Only triton and numpy are other ones (3.6 doesn't run beside numpy 2.4); the rest is that of .venv.
+BIN36 := .venv-triton36/bin
+$(STAMPS)/triton36: $(STAMPS)/test
+	@echo "installing triton 3.6.0"
+	@$(BIN)/python -m venv .venv-triton36
+	@$(BIN36)/python -m pip install --quiet --no-deps triton==3.6.0 numpy==2.3.5
+	@rest=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  here=$$($(BIN36)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  echo "import site; site.addsitedir('$$rest')" >"$$here/rest.pth"
+	@touch $@
 
 demo: $(STAMPS)/demo
 	@$(BIN)/polyglyph demo -f -o demo $(FILES)
 
 # Two test processes with one thread each; more threads than cores make torch crawl.
-test test-full: export OMP_NUM_THREADS = 1
+test test-full test-triton36: export OMP_NUM_THREADS = 1
 
 lint: $(STAMPS)/test
 	@$(BIN)/ruff check --quiet .
@@ -63,6 +75,10 @@ test: lint
 
 test-full: lint
 	@$(BIN)/pytest -q -n $(WORKERS) -m "slow or not slow" --durations 20
+
+test-triton36: $(STAMPS)/triton36
+	@$(BIN36)/python -m pytest -q -n $(WORKERS) -m "slow or not slow" \
+	  tests/kernels/test_interpreter.py tests/kernels/test_compilation.py
 
 clean:
 	@rm -rf build dist demo out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -141,6 +141,8 @@ def _judge(
         return True, 0.0, 0.0, 0.0
     rounded = right.to(ours.dtype)
     probe = 2 * ((rounded + 0.3 - 0.3).double() - right).abs().max()
+    if dtype == "bf16" and backend.interpreting():  # its cast truncates: up to one ulp
+        probe = probe + 2**-7 * right.abs().max()
     allowed = probe
     floor = torch.tensor(TOLERANCE[dtype])
     if same is not None:

@@ -25,6 +25,8 @@ SOURCES = {
     "leaves": "polyglyph.data.training_media:leaves",
     "tones": "polyglyph.data.training_media:tones",
     "speech": "polyglyph.data.training_media:speech",
+    "music": "polyglyph.data.rich_sound:music",
+    "voices": "polyglyph.data.rich_sound:voices",
 }
 
 

@@ -29,7 +29,9 @@ class AudioLossConfig(JudgedLossConfig):
 
     mel: multi-scale log-mel L1. stft: spectral convergence and log magnitude. waveform: energy of
     the error over the energy of the sound. l1: mean absolute error of the samples. windows: STFT
-    sizes in samples. discriminator_windows: those of the multi-scale STFT discriminator.
+    sizes in samples. floor: the magnitude, 1 for a full sinusoid, that logarithms take for silence;
+    a low one makes pauses silent. discriminator_windows: those of the multi-scale STFT
+    discriminator.
 
     semantic: weight of the distillation of a speech model into the first codebook (tokenizers/
     semantic.py); teacher: the folder of a HuBERT; teacher_layer: one of its layers, else the mean
@@ -41,6 +43,7 @@ class AudioLossConfig(JudgedLossConfig):
     waveform: float = Field(1.0, ge=0)
     l1: float = added(0.0, ge=0)
     windows: tuple[PositiveInt, ...] = (2048, 512, 128)
+    floor: float = added(5e-3, gt=0)
     discriminator_windows: tuple[PositiveInt, ...] = added((2048, 1024, 512, 256, 128))
     semantic: float = added(0.0, ge=0)
     teacher: str | None = added(None)

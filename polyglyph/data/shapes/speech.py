@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,24 @@ if TYPE_CHECKING:
 SAMPLE_RATE = 22_050
 WORDS_A_MINUTE = 165
 MAX_CHARACTERS = 10_000
-_RETRIEVAL, _UTF8, _BY_CHARACTER, _RATE = 1, 1, 1, 1  # constants of espeak's speak_lib.h
+_RETRIEVAL, _UTF8, _BY_CHARACTER = 1, 1, 1  # constants of espeak's speak_lib.h
+_RATE, _PITCH, _PITCH_RANGE = 1, 3, 4
 _LOCK = threading.Lock()
 _CALLBACK = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
 )
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Who reads: a voice of espeak-ng's, alone ("en-us") or with a variant ("en-us+f3").
+
+    pitch, pitch_range: 0 to 99, 50 is the voice's own."""
+
+    voice: str = "en-us"
+    words_a_minute: int = WORDS_A_MINUTE
+    pitch: int = 50
+    pitch_range: int = 50
 
 
 class _Voice:
@@ -36,7 +50,7 @@ class _Voice:
     sign of the upper harmonics) would make samples depend on what was said before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, speaker: Speaker) -> None:
         try:
             import espeakng_loader
         except ImportError as error:
@@ -48,14 +62,17 @@ class _Voice:
         rate = library.espeak_Initialize(_RETRIEVAL, 0, str(home).encode(), 0)
         if rate != SAMPLE_RATE:
             raise MachineError(f"espeak-ng should start at {SAMPLE_RATE} Hz; it said {rate}")
-        if library.espeak_SetVoiceByName(b"en-us") != 0:
-            raise MachineError("espeak-ng has no voice named en-us")
-        library.espeak_SetParameter(_RATE, WORDS_A_MINUTE, 0)
+        self.library = library
+        if library.espeak_SetVoiceByName(speaker.voice.encode()) != 0:
+            self.close()  # a second start of a library that is loaded hangs
+            raise MachineError(f"espeak-ng has no voice named {speaker.voice}")
+        library.espeak_SetParameter(_RATE, speaker.words_a_minute, 0)
+        library.espeak_SetParameter(_PITCH, speaker.pitch, 0)
+        library.espeak_SetParameter(_PITCH_RANGE, speaker.pitch_range, 0)
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         self.parts: list[np.ndarray] = []
         self.keep = _CALLBACK(self.hear)
         library.espeak_SetSynthCallback(self.keep)
-        self.library = library
 
     def hear(self, wave: Any, n: int, events: Any) -> int:
         if wave and n > 0:
@@ -79,8 +96,8 @@ class _Voice:
             _ctypes.dlclose(self.library._handle)
 
 
-def speech_samples(text: str) -> np.ndarray:
-    """The text read aloud, float32 (S,) at 22,050 Hz in [-1, 1].
+def speech_samples(text: str, speaker: Speaker = Speaker()) -> np.ndarray:
+    """The text read aloud by `speaker`, float32 (S,) at 22,050 Hz in [-1, 1].
 
     InputError for text that gives no sound or has more than 10,000 characters;
     MissingExtraError without the extra `speech`.
@@ -92,7 +109,7 @@ def speech_samples(text: str) -> np.ndarray:
     if "\0" in text or not text.strip():
         raise InputError(f"speech needs words; got {text[:40]!r}")
     with _LOCK:
-        voice = _Voice()
+        voice = _Voice(speaker)
         try:
             samples = voice.say(text)
         finally:

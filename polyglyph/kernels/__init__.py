@@ -7,6 +7,7 @@ from __future__ import annotations
 TABLE = {
     "attention": "polyglyph.kernels.attention:attention",
     "cross_entropy": "polyglyph.kernels.cross_entropy:sliced_cross_entropy",
+    "decode_attention": "polyglyph.kernels.decode_attention:decode_attention",
     "heads": "polyglyph.kernels.heads:heads",
     "nearest_code": "polyglyph.kernels.nearest_code:nearest_code",
     "rms_norm": "polyglyph.kernels.rms_norm:rms_norm",

@@ -78,7 +78,7 @@ test-full: lint
 
 test-triton36: $(STAMPS)/triton36
 	@$(BIN36)/python -m pytest -q -n $(WORKERS) -m "slow or not slow" \
-	  tests/kernels/test_interpreter.py tests/kernels/test_compilation.py
+	  tests/kernels/test_interpreter.py tests/kernels/test_compiling.py
 
 clean:
 	@rm -rf build dist demo out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

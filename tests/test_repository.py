@@ -32,25 +32,30 @@ MAY_NAME_MODALITIES = ("tokenizers/", "sequence/", "media.py", "eval/tasks/")
 # tasks through the runner that runs all of them.
 _FAMILIES = {
     "bench/test_benches.py": "bench/cli_start.py bench/runner.py bench/training.py",
+    "bench/test_kernels.py": "bench/kernel_cases/cpu.py bench/kernel_cases/gpu.py "
+    "bench/kernel_cases/measuring.py",
     "data/shapes/test_check.py": "data/shapes/check_sound.py data/shapes/clip.py "
     "data/shapes/picture.py data/shapes/sound.py",
     "data/shapes/test_captions.py": "data/shapes/claims.py",
     "data/shapes/test_edits.py": "data/shapes/pusher.py",
     "data/shapes/test_questions.py": "data/shapes/regions.py",
+    "kernels/test_interpreter.py": "kernels/contract.py",
     "test_demo.py": "eval/demo_page.py",
     "eval/test_runner.py": "eval/files.py eval/machine.py eval/page.py eval/pairs.py "
     "eval/reconstruction.py eval/report.py eval/scoring.py",
 }
-TESTED_ELSEWHERE: dict[str, str] = {
-    module: test for test, modules in _FAMILIES.items() for module in modules.split()
-} | {
-    path.relative_to(PACKAGE).as_posix(): "eval/test_runner.py"
-    for path in PACKAGE.glob("eval/tasks/*.py")
-    if path.stem != "__init__"
-} | {  # the Triton form of a kernel has its kernel's test file
-    path.relative_to(PACKAGE).as_posix(): f"kernels/test_{path.stem.removesuffix('_triton')}.py"
-    for path in PACKAGE.glob("kernels/*_triton.py")
-}
+TESTED_ELSEWHERE: dict[str, str] = (
+    {module: test for test, modules in _FAMILIES.items() for module in modules.split()}
+    | {
+        path.relative_to(PACKAGE).as_posix(): "eval/test_runner.py"
+        for path in PACKAGE.glob("eval/tasks/*.py")
+        if path.stem != "__init__"
+    }
+    | {  # the Triton form of a kernel has its kernel's test file
+        path.relative_to(PACKAGE).as_posix(): f"kernels/test_{path.stem.removesuffix('_triton')}.py"
+        for path in PACKAGE.glob("kernels/*_triton.py")
+    }
+)
 
 
 def built(name: str) -> bool:

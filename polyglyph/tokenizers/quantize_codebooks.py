@@ -312,7 +312,7 @@ def _entropy_loss(logits: Tensor) -> Tensor:
     """Entropy of the choices minus that of their mean: sure for each vector, even over all."""
     log_p = logits.flatten(0, -2).log_softmax(dim=-1)
     each = -(log_p.exp() * log_p).sum(-1).mean()
-    mean = _mean_of_processes(log_p.exp().mean(0))
+    mean = mean_of_processes(log_p.exp().mean(0))
     return each + (mean * (mean + 1e-5).log()).sum()
 
 
@@ -330,7 +330,7 @@ def of_process_0(x: Tensor) -> Tensor:
     return x
 
 
-def _mean_of_processes(local: Tensor) -> Tensor:
+def mean_of_processes(local: Tensor) -> Tensor:
     """The mean over all processes; the gradient is the local one, which DDP averages."""
     if n_processes() == 1:
         return local

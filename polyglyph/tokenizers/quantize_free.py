@@ -8,8 +8,6 @@ it is kept for looking codes up, and never saved.
 
 Papers: FSQ (2309.15505), its symmetric levels (2411.19842), LFQ (MAGVIT-v2, 2310.05737), BSQ
 (2406.07548). Knows nothing of media, ids, projections or training loops.
-
-On several processes the library's LFQ takes the entropy of each process's own codes.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from polyglyph.tokenizers.quantize_codebooks import Scheme
+from polyglyph.tokenizers.quantize_codebooks import Scheme, mean_of_processes, n_processes
 
 if TYPE_CHECKING:
     from polyglyph.tokenizers.quantize import QuantizerConfig
@@ -162,3 +160,18 @@ class SignScheme(FreeScheme):
             commitment_loss_weight=c.commitment,
             entropy_loss_weight=c.entropy_weight,
         )
+
+    def learn(self, learner: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The entropy of the codes' mean frequencies is that of all processes together."""
+        if n_processes() == 1:
+            return super().learn(learner, x)
+        from vector_quantize_pytorch import lookup_free_quantization as library
+
+        # The library's own adds the processes up in a copy, drops it, and divides what it has by
+        # their number (1.32): of two processes, each would see half of its own frequencies.
+        before = library.maybe_distributed_mean
+        library.maybe_distributed_mean = mean_of_processes
+        try:
+            return super().learn(learner, x)
+        finally:
+            library.maybe_distributed_mean = before

@@ -30,7 +30,7 @@ def bare(kind: str, **options: Any) -> Quantizer:
     """Without projections: the codebooks' own space, 16 codes of width 4 (grouped: 2 + 2)."""
     torch.manual_seed(1)
     common = {"kind": kind, "codebook_size": 16, "d_code": 4, "kmeans_init": False}
-    quantizer = Quantizer(QuantizerConfig(**{**common, **KINDS[kind], **options}), 4)
+    quantizer = Quantizer(QuantizerConfig(**{**common, **KINDS.get(kind, {}), **options}), 4)
     for layer in (quantizer.project_in, quantizer.project_out):
         nn.init.eye_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -210,18 +210,19 @@ def advance(kind: str, data: Tensor, **options: Any) -> dict[str, Tensor]:
     quantizer.attach_learner(warm=not options.get("kmeans_init"))
     quantizer.train()
     assert quantizer.learner is not None
-    parameters = list(quantizer.learner.parameters())
+    # What comes before the quantizer learns too: some kinds have nothing else to.
+    parameters = [quantizer.project_in.weight, *quantizer.learner.parameters()]
     losses = []
     for z in data:
         out = quantizer(z)
-        gradients = torch.autograd.grad(out.loss, parameters) if parameters else ()
+        gradients = torch.autograd.grad(out.loss, parameters)
         shared = [mean_of_processes(g) for g in (out.loss.detach(), *gradients)]
         losses.append(shared[0])
         with torch.no_grad():
             for parameter, gradient in zip(parameters, shared[1:], strict=True):
                 parameter -= 0.1 * gradient
     state = {k: v.float() for k, v in quantizer.learner.state_dict().items()}
-    return {**state, "losses": torch.stack(losses)}
+    return {**state, "losses": torch.stack(losses), "before": quantizer.project_in.weight.detach()}
 
 
 def mean_of_processes(x: Tensor) -> Tensor:
@@ -258,7 +259,7 @@ def on_two(folder: Path, kind: str, data: Tensor, **options: Any) -> list[dict[s
     return [load_tensors(folder / f"{rank}.safetensors") for rank in range(2)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "lfq", "bsq"])
 def test_two_processes_learn_what_one_learns(kind: str, tmp_path: Path) -> None:
     data = latents(4 * 2 * 50).reshape(4, 2, 50, 4)
     options = {"threshold_ema_dead_code": 0.0}

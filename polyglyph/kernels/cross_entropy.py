@@ -1,24 +1,38 @@
 """Linear head and cross-entropy in one, sliced by slot: a position reads only its slot's rows.
 
 Where the grammar allows an image code, only the image rows of the output matrix enter the
-softmax, so sliced(x) = full(x with -inf outside the slot), exactly. Logits exist for one chunk of
-rows at a time; gradients are formed in the forward pass, as in Liger (arXiv:2410.10989) and
-Cut Cross-Entropy (arXiv:2411.09009). z-loss: PaLM (arXiv:2204.02311). Knows ids and slots only."""
+softmax, so sliced(x) = full(x with -inf outside the slot), exactly. On the CPU logits exist for one
+chunk of rows at a time and gradients are formed in the forward pass, as in Liger
+(arXiv:2410.10989); on a GPU they exist by tiles and are formed twice, as in Cut Cross-Entropy
+(arXiv:2411.09009), with the exact gradient. z-loss: PaLM (arXiv:2204.02311). Knows ids and slots
+only."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-IGNORE = -100
-# Logits of one chunk: 8 MB of fp32. 64 MB is 1.35 times slower on a CPU: it leaves the cache.
-CHUNK_ELEMENTS = 1 << 21
-Ranges = tuple[tuple[int, int], ...]  # sorted half-open id ranges, never empty ones
+from polyglyph.kernels import backend
+from polyglyph.kernels.contract import Example
+from polyglyph.kernels.cross_entropy_plan import (
+    IGNORE,
+    Plan,
+    Ranges,
+    check_shapes,
+    make_plan,
+    merge,
+)
+
+# Logits of a chunk of rows: 64 MB of fp32. Fewer rows would read the head and its gradient more
+# often than the products last: with 11 rows of V = 184,320 that is most of the time.
+CHUNK_ELEMENTS = 1 << 24
+# ... of which this many are worked on at a time: 2 MB, so that they stay in the cache.
+TILE_ELEMENTS = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -33,15 +47,6 @@ class SlicedLoss:
     slot_counts: Tensor  # (n_slots,) int64, positions that carry loss
 
 
-@dataclass(frozen=True)
-class HeadSlice:
-    """The logits of the rows of a batch that share a slot."""
-
-    rows: Tensor  # (b,) int64, indices into the batch
-    ids: Tensor  # (n,) int64, the ids of the columns, ascending
-    logits: Tensor  # (b, n) fp32
-
-
 def sliced_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -54,7 +59,8 @@ def sliced_cross_entropy(
     full_slots: Iterable[int] | Tensor = (),
     normaliser: Tensor | float | None = None,
 ) -> SlicedLoss:
-    """Weighted mean of -log softmax over each position's slot, plus z_loss * lse^2.
+    """Weighted mean of -log softmax over each position's slot, plus z_loss * lse^2:
+    sum_i w_i (lse_i - h_i . W[t_i] + z lse_i^2) / sum_i w_i, lse_i over the ids of slot i.
 
     hidden (N, D), weight (V, D), targets (N,) ids, slots (N,) rows of slot_table (n_slots, 4, 2):
     half-open id ranges padded with (0, 0). weights (N,), default 1. Slots in `full_slots` (indices
@@ -62,27 +68,34 @@ def sliced_cross_entropy(
     when its target is -100, its weight 0 or its slot holds one id. The mean is over the sum of
     weights unless `normaliser` is given (gradient accumulation, several ranks). No position: 0.
 
-    Products run in the autocast dtype, softmax in fp32 (fp64 for fp64 input); deterministic. First
-    order only. ValueError when a target lies outside its slot, naming the position.
+    Products run in the autocast dtype, else hidden's; softmax and sums in fp32 (fp64 for fp64
+    input). Deterministic: no atomics, sums in a fixed order. First order only. hidden and weight
+    may be strided; N may be 0. ValueError, naming the argument, for shapes, dtypes and devices that
+    do not fit, and when a target lies outside its slot, naming the position.
     """
-    _check_shapes(hidden, weight, targets, slots, weights)
+    check_shapes(hidden, weight, targets, slots, weights)
     table = torch.as_tensor(slot_table, device=hidden.device).long()
-    plan = _make_plan(targets, slots, table, weights, len(weight), full_slots)
+    plan = make_plan(targets, slots, table, weights, len(weight), full_slots)
     total = plan.weights.sum()
     if normaliser is None:
         normaliser = total
     normaliser = torch.as_tensor(normaliser, dtype=total.dtype, device=total.device)
     scale = torch.where(normaliser == 0, 0.0, 1.0 / normaliser)
-    needs = [torch.is_grad_enabled() and t.requires_grad for t in (hidden, weight)]
-    loss, nll, lse = _SlicedLoss.apply(hidden, weight, plan, scale, z_loss, needs)
-    zeros = nll.new_zeros(len(table))
-    weighted = nll * plan.weights
+    # fp64, of which the Triton form knows nothing, stays with torch.
+    if hidden.dtype != torch.float64 and backend.pick("cross_entropy", hidden) == "triton":
+        loss, nll, lse = _triton_form(hidden, weight, plan, scale, z_loss)
+    else:
+        needs = [torch.is_grad_enabled() and t.requires_grad for t in (hidden, weight)]
+        compute = _product_dtype(hidden)
+        loss, nll, lse = _SlicedLoss.apply(hidden, weight, plan, scale, z_loss, compute, needs)
+    # Not index_add: on a GPU its order isn't fixed.
+    of_slot = plan.slots == torch.arange(len(table), device=plan.slots.device)[:, None]
     return SlicedLoss(
         loss=loss,
         normaliser=normaliser,
         z_loss=(lse.square() * plan.weights).sum() * scale,
-        slot_losses=zeros.index_add(0, plan.slots, weighted),
-        slot_weights=zeros.index_add(0, plan.slots, plan.weights.to(zeros.dtype)),
+        slot_losses=torch.where(of_slot, nll * plan.weights, 0.0).sum(1),
+        slot_weights=torch.where(of_slot, plan.weights.to(nll.dtype), 0.0).sum(1),
         slot_counts=torch.bincount(plan.slots, minlength=len(table)),
     )
 
@@ -105,89 +118,27 @@ def full_cross_entropy(
     )
 
 
-def sliced_logits(
-    hidden: Tensor, weight: Tensor, slots: Tensor, slot_table: Tensor | np.ndarray
-) -> list[HeadSlice]:
-    """Logits of every row over its own slot, rows of one slot together (for decoding).
-
-    hidden (B, D), weight (V, D), slots (B,), slot_table (n_slots, 4, 2). Reads only the legal rows
-    of the head; every row is in exactly one of the slices.
-    """
-    table = torch.as_tensor(slot_table).tolist()
-    slices = []
-    for slot, group in _groups(slots.tolist()).items():
-        ranges = _merge(table[slot])
-        if not ranges:
-            raise ValueError(f"slot {slot} of row {group[0]} holds no id")
-        rows = torch.tensor(group, device=hidden.device)
-        part = hidden if len(group) == len(hidden) else hidden.index_select(0, rows)
-        head = _rows_of(weight, ranges)
-        logits = torch.nn.functional.linear(part.to(head.dtype), head).float()
-        ids = [torch.arange(start, stop, device=hidden.device) for start, stop in ranges]
-        slices.append(HeadSlice(rows, torch.cat(ids), logits))
-    return slices
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return hidden.dtype
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The positions that carry loss, sorted so that those of one head slice are neighbours."""
+def _triton_form(
+    hidden: Tensor, weight: Tensor, plan: Plan, scale: Tensor, z_loss: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, nll, lse): the kernels give lse and the target's logit, the rest is (n,) vectors."""
+    from polyglyph.kernels.cross_entropy_triton import cross_entropy_triton
 
-    order: Tensor  # (n,) positions
-    columns: Tensor  # (n,) index of the target in its slice
-    slots: Tensor  # (n,)
-    weights: Tensor  # (n,) fp32
-    groups: list[tuple[int, int, Ranges]]  # begin and end in `order`, the slice's ranges
-
-
-def _make_plan(
-    targets: Tensor,
-    slots: Tensor,
-    table: Tensor,
-    weights: Tensor | None,
-    vocabulary_size: int,
-    full_slots: Iterable[int] | Tensor,
-) -> _Plan:
-    slots = slots.long()
-    _check_slots(slots, targets, table, vocabulary_size)
-    starts, stops = table[..., 0], table[..., 1]
-    sizes = (stops - starts).clamp_min(0)  # (n_slots, 4)
-    position_starts, position_stops = starts[slots], stops[slots]  # (N, 4)
-    target = targets.long().unsqueeze(1)
-    inside = (target >= position_starts) & (target < position_stops)  # (N, 4)
-    known = targets != IGNORE
-    _check_targets(known & ~inside.any(1), targets, slots, table)
-    active = known & (sizes.sum(1)[slots] > 1)
-    if weights is None:
-        weights = torch.ones(len(targets), device=targets.device)
-    weights = weights.to(torch.float32)
-    active &= weights != 0
-
-    is_full = _as_mask(full_slots, len(table), slots.device)
-    n_slots = len(table)
-    key = torch.where(is_full[slots], n_slots, slots)
-    # Column in the slice: ids of the ranges before the target's own, plus the offset inside it.
-    before = sizes.cumsum(1) - sizes
-    column = ((target - position_starts + before[slots]) * inside).sum(1)
-    column = torch.where(is_full[slots], targets.long(), column)
-    chosen = active.nonzero().squeeze(1)
-    order = chosen[torch.argsort(key[chosen], stable=True)]
-    counts = torch.bincount(key[order], minlength=n_slots + 1).tolist()
-    return _Plan(
-        order, column[order], slots[order], weights[order],
-        _group_bounds(counts, table.tolist(), vocabulary_size),
-    )  # fmt: skip
-
-
-def _group_bounds(
-    counts: list[int], table: list[list[list[int]]], vocabulary_size: int
-) -> list[tuple[int, int, Ranges]]:
-    groups, begin = [], 0
-    for key, count in enumerate(counts):
-        if count:
-            ranges = _merge(table[key]) if key < len(table) else ((0, vocabulary_size),)
-            groups.append((begin, begin + count, ranges))
-            begin += count
-    return groups
+    compute = _product_dtype(hidden)
+    with torch.autocast(hidden.device.type, enabled=False):
+        h = hidden.index_select(0, plan.order).to(compute)
+        lse, picked = cross_entropy_triton(h, weight, plan.targets, plan.groups)
+        nll = lse - picked
+        coefficients = (plan.weights * scale.detach()).to(lse.dtype)
+        loss = ((nll + z_loss * lse.square()) * coefficients).sum()
+    return loss, nll.detach(), lse.detach()
 
 
 class _SlicedLoss(torch.autograd.Function):
@@ -198,91 +149,136 @@ class _SlicedLoss(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
-        plan: _Plan,
+        plan: Plan,
         scale: Tensor,
         z_loss: float,
+        compute: torch.dtype,
         needs: list[bool],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        device = hidden.device.type
-        compute = hidden.dtype
-        if torch.is_autocast_enabled(device) and compute != torch.float64:
-            compute = torch.get_autocast_dtype(device)
-        exact = torch.float64 if compute == torch.float64 else torch.float32
-        with torch.autocast(device, enabled=False):
-            h = hidden.index_select(0, plan.order).to(compute)
-            head = weight.to(compute)
-            nll = torch.empty(len(h), dtype=exact, device=h.device)
-            lse = torch.empty_like(nll)
-            grad_h = torch.empty_like(h) if needs[0] else None
-            grad_w = torch.zeros_like(weight, dtype=exact) if needs[1] else None
-            coefficients = (plan.weights * scale).to(exact)
-            for begin, end, ranges in plan.groups:
-                rows = max(1, CHUNK_ELEMENTS // sum(stop - start for start, stop in ranges))
-                w = _rows_of(head, ranges)
-                for start in range(begin, end, rows):
-                    part = slice(start, min(start + rows, end))
-                    grad = _chunk(
-                        h[part], w, plan.columns[part], coefficients[part],
-                        z_loss, nll[part], lse[part], any(needs),
-                    )  # fmt: skip
-                    if grad_h is not None:
-                        torch.mm(grad, w, out=grad_h[part])
-                    if grad_w is not None:
-                        _accumulate(grad_w, grad, h[part], ranges)
-            loss = ((nll + z_loss * lse.square()) * coefficients).sum()
-        ctx.n_positions, ctx.order, ctx.hidden_dtype = len(hidden), plan.order, hidden.dtype
-        ctx.grads = (grad_h, None if grad_w is None else grad_w.to(weight.dtype))
+        ctx.save_for_backward(hidden, weight)
+        ctx.rest = (plan, scale, z_loss, compute, needs)
+        loss, nll, lse, ctx.gradients = _losses(hidden, weight, *ctx.rest)
         ctx.mark_non_differentiable(nll, lse)
         return loss, nll, lse
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        grad_h, grad_w = ctx.grads
+        # They are given away, so that none is copied; a second backward pass forms them anew.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            gradients = _losses(*ctx.saved_tensors, *ctx.rest)[3]
+        if grad_loss.device.type != "cpu" or grad_loss != 1:
+            gradients = [None if grad is None else grad.mul_(grad_loss) for grad in gradients]
+        return *gradients, None, None, None, None, None
+
+
+def _losses(
+    hidden: Tensor,
+    weight: Tensor,
+    plan: Plan,
+    scale: Tensor,
+    z_loss: float,
+    compute: torch.dtype,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
+    """loss (), nll and lse (n,), and the gradients of hidden and weight, None where not needed."""
+    exact = torch.float64 if compute == torch.float64 else torch.float32
+    with torch.autocast(hidden.device.type, enabled=False):
+        h = hidden.index_select(0, plan.order).to(compute)
+        coefficients = (plan.weights * scale).to(exact)
+        nll, lse = torch.empty_like(coefficients), torch.empty_like(coefficients)
+        grad_h = torch.zeros_like(h, dtype=exact) if needs[0] else None
+        grad_w = torch.zeros_like(weight, dtype=exact) if needs[1] else None
+        for begin, end, ranges in plan.groups:
+            size = sum(stop - start for start, stop in ranges)
+            n_chunks = -(-(end - begin) * size // CHUNK_ELEMENTS)
+            n_rows = -(-(end - begin) // n_chunks)
+            pieces = _cut(ranges, max(1, TILE_ELEMENTS // n_rows))
+            for start in range(begin, end, n_rows):
+                part = slice(start, min(start + n_rows, end))
+                tiles, nll[part], lse[part] = _exponentials(
+                    h[part], weight, plan.targets[part], pieces, exact
+                )
+                if any(needs):
+                    _accumulate(
+                        tiles, h[part], weight, coefficients[part], z_loss, lse[part],
+                        None if grad_h is None else grad_h[part], grad_w,
+                    )  # fmt: skip
+        loss = ((nll + z_loss * lse.square()) * coefficients).sum()
         if grad_h is not None:
-            full = grad_h.new_zeros(ctx.n_positions, grad_h.shape[1], dtype=ctx.hidden_dtype)
-            scaled = (grad_h * grad_loss).to(ctx.hidden_dtype)
-            grad_h = full.index_copy_(0, ctx.order, scaled)
-        if grad_w is not None:
-            grad_w = grad_w * grad_loss
-        return grad_h, grad_w, None, None, None, None
+            full = torch.zeros_like(hidden, memory_format=torch.contiguous_format)
+            grad_h = full.index_copy_(0, plan.order, grad_h.to(hidden.dtype))
+    return loss, nll, lse, [grad_h, None if grad_w is None else grad_w.to(weight.dtype)]
 
 
-def _chunk(
+class _Tile(NamedTuple):
+    """exp(logits - top) of a chunk's rows over the ids from `start`."""
+
+    start: int
+    values: Tensor  # (b, c)
+    top: Tensor  # (b,)
+    column: Tensor  # (b,) of the target, held inside the tile
+    inside: Tensor  # (b,) bool: whether the target is
+
+
+def _exponentials(
+    h: Tensor, weight: Tensor, targets: Tensor, pieces: Ranges, exact: torch.dtype
+) -> tuple[list[_Tile], Tensor, Tensor]:
+    """The tiles of one chunk of rows, its nll and its lse (b,). One exp for both directions."""
+    tiles: list[_Tile] = []
+    parts = []
+    picked = torch.zeros(len(h), dtype=exact, device=h.device)
+    for start, stop in pieces:
+        values = torch.mm(h, weight[start:stop].to(h.dtype).t()).to(exact)
+        column = (targets - start).clamp(0, stop - start - 1)
+        inside = (targets >= start) & (targets < stop)
+        picked = torch.where(inside, values.gather(1, column[:, None]).squeeze(1), picked)
+        top = values.amax(1)
+        values.sub_(top[:, None]).exp_()
+        parts.append(top + values.sum(1).log_())
+        tiles.append(_Tile(start, values, top, column, inside))
+    lse = parts[0] if len(parts) == 1 else torch.stack(parts).logsumexp(0)
+    return tiles, lse - picked, lse
+
+
+def _accumulate(
+    tiles: list[_Tile],
     h: Tensor,
-    w: Tensor,
-    columns: Tensor,
+    weight: Tensor,
     coefficients: Tensor,
     z_loss: float,
-    nll: Tensor,
     lse: Tensor,
-    needs_grad: bool,
-) -> Tensor:
-    """Fill nll and lse of one chunk; return d loss / d logits (b, n) in h's dtype."""
-    logits = torch.mm(h, w.t())
-    log_p = torch.log_softmax(logits, -1, dtype=nll.dtype)
-    columns = columns.unsqueeze(1)
-    picked = log_p.gather(1, columns)
-    torch.neg(picked.squeeze(1), out=nll)
-    torch.add(logits.gather(1, columns).squeeze(1).to(nll.dtype), nll, out=lse)
-    if not needs_grad:
-        return log_p
-    p = log_p.exp_()
-    factor = coefficients if z_loss == 0.0 else coefficients * (1.0 + 2.0 * z_loss * lse)
-    p.mul_(factor.unsqueeze(1))
-    p.scatter_add_(1, columns, -coefficients.unsqueeze(1))
-    return p.to(h.dtype)
+    grad_h: Tensor | None,
+    grad_w: Tensor | None,
+) -> None:
+    """Turn the tiles into d loss / d logits and add their products to both gradients."""
+    factor = coefficients * (1.0 + 2.0 * z_loss * lse)
+    for start, values, top, column, inside in tiles:
+        values.mul_((factor * (top - lse).exp_())[:, None])
+        values.scatter_add_(1, column[:, None], torch.where(inside, -coefficients, 0.0)[:, None])
+        grad = values.to(h.dtype)
+        stop = start + values.shape[1]
+        if grad_h is not None:
+            _add_product(grad_h, grad, weight[start:stop].to(h.dtype))
+        if grad_w is not None:
+            _add_product(grad_w[start:stop], grad.t(), h)
 
 
-def _accumulate(grad_w: Tensor, grad: Tensor, h: Tensor, ranges: Ranges) -> None:
-    """grad_w[ranges] += grad.T @ h, without a copy of the slice where dtypes agree."""
-    column = 0
-    for start, stop in ranges:
-        part = grad[:, column : column + stop - start].t()
-        if h.dtype == grad_w.dtype:
-            grad_w[start:stop].addmm_(part, h)
-        else:
-            grad_w[start:stop] += torch.mm(part, h)
-        column += stop - start
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, without a copy where dtypes agree."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += torch.mm(a, b)
+
+
+def _cut(ranges: Ranges, most: int) -> Ranges:
+    """The ranges in pieces of `most` ids."""
+    return tuple(
+        (first, min(first + most, stop))
+        for start, stop in ranges
+        for first in range(start, stop, most)
+    )
 
 
 def _rows_of(weight: Tensor, ranges: Ranges) -> Tensor:
@@ -291,68 +287,100 @@ def _rows_of(weight: Tensor, ranges: Ranges) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _merge(ranges: Iterable[Iterable[int]]) -> Ranges:
-    """Drop the padding and join neighbours, so that more slots are one view."""
-    merged: list[tuple[int, int]] = []
-    for start, stop in ranges:
-        if stop <= start:
-            continue
-        if merged and merged[-1][1] == start:
-            merged[-1] = (merged[-1][0], stop)
-        else:
-            merged.append((start, stop))
-    return tuple(merged)
+# --- what the generic tests and the benchmark run ----------------------------------------------
+
+_SHAPES = {  # (N, D, V)
+    "test": ((1, 17, 41), (17, 33, 129), (127, 64, 300), (129, 24, 1100)),
+    "bench": ((16_384, 4096, 184_320), (16_384, 1024, 184_320)),
+    "cpu": ((512, 512, 184_320),),
+}
+_TEXT = 0.822  # of the ids: 151,552 of 184,320
+_VISUAL = 0.75  # of the positions
 
 
-def _groups(keys: list[int]) -> dict[int, list[int]]:
-    groups: dict[int, list[int]] = {}
-    for row, key in enumerate(keys):
-        groups.setdefault(key, []).append(row)
-    return groups
+def examples(size: str, dtype: torch.dtype, device: torch.device | str, seed: int) -> list[Example]:
+    """Calls at "test", "bench" or "cpu" size: three quarters of the positions are codes of images,
+    the others text over the whole head, and the same with everything over the whole head."""
+    generator = torch.Generator(device).manual_seed(seed)
+    found = []
+    for n, width, vocabulary_size in _SHAPES[size]:
+        draw = {"generator": generator, "device": device}
+        hidden = torch.randn(n, width, **draw).to(dtype)
+        weight = (torch.randn(vocabulary_size, width, **draw) * (2 / width**0.5)).to(dtype)
+        table = _example_table(vocabulary_size, size == "test").to(device)
+        slots = (torch.rand(n, **draw) < _VISUAL).long()
+        if size == "test":
+            slots = torch.randint(0, len(table), (n,), **draw)
+        sizes = (table[..., 1] - table[..., 0]).sum(1)
+        drawn = (torch.rand(n, **draw) * sizes[slots]).long()
+        targets = _nth_id(table, slots, drawn)
+        if size == "test":
+            targets[::9] = IGNORE
+        weights = torch.rand(n, **draw) + 0.5
+        inputs = {"hidden": hidden, "weight": weight, "weights": weights}
+        fixed = (targets, slots, table)
+        for name, full in (("sliced", (0,)), ("whole head", range(len(table)))):
+            read = torch.tensor([vocabulary_size if s in full else k for s, k in enumerate(sizes)])
+            ours, plain = _example_call(*fixed, full), _example_reference(*fixed, full)
+            n_flops = 2.0 * width * float(read[slots.cpu()].sum())
+            n_bytes = float((hidden.numel() + weight.numel()) * hidden.element_size())
+            label = f"{name} {n}x{width}x{vocabulary_size}"
+            gradients = ("hidden", "weight")
+            found.append(Example(label, ours, inputs, plain, gradients, n_flops, n_bytes))
+    return found
 
 
-def _as_mask(full_slots: Iterable[int] | Tensor, n_slots: int, device: torch.device) -> Tensor:
-    if isinstance(full_slots, Tensor) and full_slots.dtype == torch.bool:
-        return full_slots.to(device)
-    mask = torch.zeros(n_slots, dtype=torch.bool, device=device)
-    indices = torch.as_tensor(list(full_slots), dtype=torch.int64, device=device)
-    return mask.index_fill_(0, indices, True)
-
-
-def _check_shapes(
-    hidden: Tensor, weight: Tensor, targets: Tensor, slots: Tensor, weights: Tensor | None
-) -> None:
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            "expected hidden (N, D) and weight (V, D) of one width, "
-            f"got {tuple(hidden.shape)} and {tuple(weight.shape)}"
+def _example_table(vocabulary_size: int, is_test: bool) -> Tensor:
+    text = int(_TEXT * vocabulary_size)
+    table = torch.zeros(5 if is_test else 2, 4, 2, dtype=torch.int64)
+    table[0, 0] = torch.tensor([0, text])
+    table[1, 0] = torch.tensor([text, vocabulary_size])
+    if is_test:  # four ranges, one id, and two short ranges
+        last = torch.tensor([vocabulary_size - 1, vocabulary_size])
+        table[2] = torch.stack(
+            [
+                torch.tensor([1, 5]),
+                torch.tensor([7, text]),
+                torch.tensor([text + 1, text + 4]),
+                last,
+            ]
         )
-    for name, tensor in (("targets", targets), ("slots", slots), ("weights", weights)):
-        if tensor is not None and tensor.shape != hidden.shape[:1]:
-            raise ValueError(f"{name} must be ({len(hidden)},), got {tuple(tensor.shape)}")
-        if tensor is not None and tensor.device != hidden.device:
-            raise ValueError(f"{name} is on {tensor.device}, hidden on {hidden.device}; move one")
+        table[3, 0] = torch.tensor([5, 6])
+        table[4, :2] = torch.stack([torch.tensor([0, 3]), last])
+    return table
 
 
-def _check_slots(slots: Tensor, targets: Tensor, table: Tensor, vocabulary_size: int) -> None:
-    if table.ndim != 3 or table.shape[2] != 2:
-        raise ValueError(f"slot_table must be (n_slots, 4, 2), got {tuple(table.shape)}")
-    if len(slots) == 0:
-        return
-    if table.min() < 0 or table.max() > vocabulary_size:
-        raise ValueError(f"slot_table reaches id {int(table.max())} of {vocabulary_size}")
-    bad = (slots < 0) | (slots >= len(table))
-    bad &= targets != IGNORE
-    if bad.any():
-        position = int(bad.nonzero()[0])
-        raise ValueError(f"position {position}: slot {int(slots[position])} of {len(table)}")
+def _nth_id(table: Tensor, slots: Tensor, n: Tensor) -> Tensor:
+    """The n-th id of each position's slot."""
+    sizes = (table[..., 1] - table[..., 0])[slots]  # (N, 4)
+    before = sizes.cumsum(1) - sizes
+    inside = (n[:, None] >= before) & (n[:, None] < before + sizes)
+    return ((table[slots][..., 0] + n[:, None] - before) * inside).sum(1)
 
 
-def _check_targets(bad: Tensor, targets: Tensor, slots: Tensor, table: Tensor) -> None:
-    if bad.any():
-        position = int(bad.nonzero()[0])
-        slot = int(slots[position])
-        raise ValueError(
-            f"position {position}: target {int(targets[position])} lies outside slot {slot}, "
-            f"which holds {_merge(table[slot].tolist())}"
+def _example_call(targets: Tensor, slots: Tensor, table: Tensor, full: Iterable[int]) -> Any:
+    def call(hidden: Tensor, weight: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+        found = sliced_cross_entropy(
+            hidden, weight, targets, slots, table, weights, z_loss=0.01, full_slots=full
         )
+        return found.loss, found.z_loss, found.slot_losses
+
+    return call
+
+
+def _example_reference(targets: Tensor, slots: Tensor, table: Tensor, full: Iterable[int]) -> Any:
+    def call(hidden: Tensor, weight: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+        ids = torch.arange(len(weight), device=weight.device)
+        legal = ((ids >= table[..., :1]) & (ids < table[..., 1:])).any(1)  # (n_slots, V)
+        carries = (targets != IGNORE) & (legal.sum(1)[slots] > 1)
+        legal[list(full)] = True
+        logits = (hidden @ weight.t()).masked_fill(~legal[slots], -torch.inf)
+        lse = logits.logsumexp(1)
+        nll = lse - logits.gather(1, targets.clamp_min(0)[:, None]).squeeze(1)
+        weights = torch.where(carries, weights, 0)
+        nll = torch.where(carries, nll, 0)
+        z_loss = (lse.square() * weights).sum() / weights.sum()
+        sums = [(nll * weights)[slots == slot].sum() for slot in range(len(table))]
+        return (nll * weights).sum() / weights.sum() + 0.01 * z_loss, z_loss, torch.stack(sums)
+
+    return call

@@ -12,5 +12,6 @@ TABLE = {
     "nearest_code": "polyglyph.kernels.nearest_code:nearest_code",
     "rms_norm": "polyglyph.kernels.rms_norm:rms_norm",
     "rope": "polyglyph.kernels.rope:rope",
+    "sampling_head": "polyglyph.kernels.sampling_head:sampling_head",
     "swiglu": "polyglyph.kernels.swiglu:swiglu",
 }

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from polyglyph.errors import InputError, PolyglyphError
-from polyglyph.kernels.cross_entropy import sliced_logits
+from polyglyph.kernels.sampling_head import sampling_head
 from polyglyph.model.kv_cache import KVCache
-from polyglyph.model.sampling import Sampling, mix_guidance, sample
+from polyglyph.model.sampling import Sampling, sample
 from polyglyph.model.transformer import Transformer
 
 States: TypeAlias = np.ndarray  # (B, 6) int32
@@ -81,22 +81,23 @@ def choose(
     groups: dict[tuple[int, bytes], list[int]] = {}
     for row, slot in enumerate(slots.tolist()):
         groups.setdefault((slot, ranges[row].tobytes()), []).append(row)
+    settings = [
+        sampling if isinstance(sampling, Sampling) else sampling.get(slot, Sampling())
+        for slot, _ in groups
+    ]
+    table = np.stack([ranges[rows[0]] for rows in groups.values()])
+    group_of_row = np.zeros(len(ranges), np.int64)
+    for group, rows in enumerate(groups.values()):
+        group_of_row[rows] = group
+    guidance = [setting.guidance for setting in settings] if guided else None
+    pieces = sampling_head(hidden, head, group_of_row, table, guidance)
     chosen = [0] * len(ranges)
-    for (slot, _), rows in groups.items():
-        setting = sampling if isinstance(sampling, Sampling) else sampling.get(slot, Sampling())
-        mixes = guided and setting.guidance != 1.0
-        both = rows + [row + len(ranges) for row in rows] * mixes
-        part = hidden if len(both) == len(hidden) else hidden[both]
-        one_slot = torch.zeros(len(both), dtype=torch.int64)
-        (piece,) = sliced_logits(part, head, one_slot, ranges[rows[0]][None])
-        logits = piece.logits
-        if mixes:
-            logits = mix_guidance(logits[: len(rows)], logits[len(rows) :], setting.guidance)
+    for rows, setting, piece in zip(groups.values(), settings, pieces, strict=True):
         uniforms = torch.zeros(len(rows), dtype=torch.float64)
         if setting.temperature > 0:
             for i, row in enumerate(rows):
                 uniforms[i] = torch.rand((), generator=generators[row], dtype=torch.float64)
-        columns = sample(logits, setting, uniforms.to(logits.device))
+        columns = sample(piece.logits, setting, uniforms.to(piece.logits.device))
         for row, id in zip(rows, piece.ids[columns].tolist(), strict=True):
             chosen[row] = id
     return chosen

@@ -1,4 +1,4 @@
-"""One id out of a slice of logits: temperature, top-k, top-p, guidance.
+"""One id out of a slice of logits: temperature, top-k, top-p.
 
 Pure functions over the columns of a slot; knows nothing of models, caches or grammars. Draws are
 inverse-CDF from one uniform number per row, so that a row's ids don't depend on its batch."""
@@ -19,15 +19,6 @@ class Sampling(Config):
     top_k: int = Field(0, ge=0)  # 0: all
     top_p: float = Field(1.0, gt=0, le=1)
     guidance: float = Field(1.0, ge=0)  # 1: none; above: away from the unconditional prompt
-
-
-def mix_guidance(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance (arXiv:2207.12598) on slices of logits (b, n).
-
-    log p = log p_u + guidance (log p_c - log p_u), both normalised over the slice.
-    """
-    conditional, unconditional = conditional.log_softmax(-1), unconditional.log_softmax(-1)
-    return torch.lerp(unconditional, conditional, guidance)
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -4,7 +4,7 @@ import pydantic
 import pytest
 import torch
 
-from polyglyph.model.sampling import Sampling, mix_guidance, probabilities, sample
+from polyglyph.model.sampling import Sampling, probabilities, sample
 
 LOGITS = torch.log(torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.7, 0.1, 0.1, 0.1]]))
 
@@ -49,17 +49,6 @@ def test_impossible_columns_are_never_drawn(u: float) -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]])
     drawn = sample(logits, Sampling(), torch.tensor([u], dtype=torch.float64))
     assert drawn.item() in (1, 3)
-
-
-def test_guidance_mixes_normalised_slices() -> None:
-    torch.manual_seed(0)
-    a, b = torch.randn(2, 3, 5)
-    torch.testing.assert_close(mix_guidance(a, b, 1.0), a.log_softmax(-1))
-    torch.testing.assert_close(mix_guidance(a, b, 0.0), b.log_softmax(-1))
-    mixed = mix_guidance(a, b, 3.0).softmax(-1)
-    expected = a.softmax(-1) ** 3 / b.softmax(-1) ** 2
-    torch.testing.assert_close(mixed, expected / expected.sum(-1, keepdim=True))
-    torch.testing.assert_close(mix_guidance(a + 7, b - 2, 3.0), mix_guidance(a, b, 3.0))
 
 
 def test_settings_out_of_range_are_refused() -> None:

@@ -344,9 +344,9 @@ def _make_decode_head(quick: bool, seed: int) -> tuple[Tensor, ...]:
 
 
 def _sliced_head(inputs: tuple[Tensor, ...]) -> Thunk:
-    from polyglyph.kernels.cross_entropy import sliced_logits
+    from polyglyph.kernels.sampling_head import sampling_head
 
-    return _as_triton(lambda: [piece.logits for piece in sliced_logits(*inputs)])
+    return _as_triton(lambda: [piece.logits for piece in sampling_head(*inputs)])
 
 
 def _full_head(inputs: tuple[Tensor, ...]) -> Thunk:

@@ -96,11 +96,12 @@ def describe(device: torch.device) -> list[dict[str, Any]]:
     return rows
 
 
-def few(compilations: Iterable[Compilation]) -> list[Compilation]:
+def few(compilations: Iterable[Compilation], architecture: int) -> list[Compilation]:
     """The first compilation of each jitted function: what the quick tests compile."""
     first: dict[str, Compilation] = {}
     for compilation in compilations:
-        first.setdefault(compilation.kernel.__name__, compilation)
+        if architecture in compilation.architectures:
+            first.setdefault(compilation.kernel.__name__, compilation)
     return list(first.values())
 
 

@@ -52,7 +52,7 @@ def hold(compilations: list[Compilation], architectures: tuple[int, ...] | None)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_configuration_of_each_function_keeps_the_gate_on_sm_90(kernel: str) -> None:
     (compilations,) = compiling.list_compilations([kernel]).values()
-    hold(compiling.few(compilations), (90,))
+    hold(compiling.few(compilations, 90), (90,))
 
 
 @pytest.mark.slow
@@ -63,13 +63,16 @@ def test_all_configurations_keep_the_gate_everywhere(kernel: str) -> None:
 
 
 def test_the_report_covers_every_configuration_and_no_other() -> None:
-    every = [c for listed in compiling.list_compilations().values() for c in listed]
-    assert {c.name for c in every} == set(known())
+    listed = compiling.list_compilations()
+    every = [c for compilations in listed.values() for c in compilations]
     assert len({c.name for c in every}) == len(every)
+    assert {c.name for c in every} == set(known())
     for compilation in every:
         targets = {f"sm_{architecture}" for architecture in compilation.architectures}
         assert targets == set(known()[compilation.name])
-        assert 90 in compilation.architectures and 80 in compilation.architectures
+    for kernel, compilations in listed.items():
+        shipped = {a for c in compilations for a in c.architectures}
+        assert shipped >= {80, 90}, kernel
 
 
 def test_the_gate_refuses_spills_shared_memory_and_missing_opcodes() -> None:

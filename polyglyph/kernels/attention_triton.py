@@ -1,0 +1,363 @@
+"""Attention on a GPU: the tiles' sizes, the launches, and the operators torch.compile sees.
+
+Sizes were chosen without a GPU, by what the compiler reports for sm_80 and sm_90 (no spills on
+sm_90, shared memory); their speed is unmeasured. Knows the kernels, nothing of masks or models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from polyglyph.kernels.attention_tiles_triton import (
+    delta_kernel,
+    forward_kernel,
+    keys_kernel,
+    queries_kernel,
+)
+from polyglyph.kernels.contract import Compilation
+
+INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries and keys of a tile, and how many warps and pipeline stages work on it."""
+
+    m: int
+    n: int
+    warps: int
+    stages: int
+
+
+# Architecture -> kernel -> (head size rounded up, fp32 or not) -> tile. 80's fit the 99 KiB of
+# shared memory of 86, 89 and 120 too.
+_FP32 = {
+    "forward": {
+        (32, True): Tile(64, 32, 8, 1),
+        (64, True): Tile(64, 32, 8, 1),
+        (128, True): Tile(32, 32, 8, 1),
+        (256, True): Tile(32, 16, 8, 1),
+    },
+    "keys": {
+        (32, True): Tile(32, 32, 8, 1),
+        (64, True): Tile(32, 32, 8, 1),
+        (128, True): Tile(16, 32, 8, 1),
+        (256, True): Tile(16, 16, 4, 1),
+    },
+    "queries": {
+        (32, True): Tile(32, 32, 8, 1),
+        (64, True): Tile(32, 32, 8, 1),
+        (128, True): Tile(32, 32, 8, 1),
+        (256, True): Tile(16, 16, 4, 1),
+    },
+}
+TILES: dict[int, dict[str, dict[tuple[int, bool], Tile]]] = {
+    80: {
+        "forward": {
+            **_FP32["forward"],
+            (32, False): Tile(128, 64, 4, 3),
+            (64, False): Tile(128, 64, 4, 3),
+            (128, False): Tile(128, 64, 8, 2),
+            (256, False): Tile(64, 32, 4, 2),
+        },
+        "keys": {
+            **_FP32["keys"],
+            (32, False): Tile(64, 128, 8, 2),
+            (64, False): Tile(32, 128, 8, 2),
+            (128, False): Tile(32, 128, 8, 2),
+            (256, False): Tile(32, 64, 4, 1),
+        },
+        "queries": {
+            **_FP32["queries"],
+            (32, False): Tile(128, 64, 8, 2),
+            (64, False): Tile(128, 64, 8, 2),
+            (128, False): Tile(64, 64, 4, 2),
+            (256, False): Tile(64, 32, 4, 1),
+        },
+    },
+    90: {
+        "forward": {
+            **_FP32["forward"],
+            (32, False): Tile(128, 64, 4, 3),
+            (64, False): Tile(128, 128, 8, 2),
+            (128, False): Tile(128, 64, 8, 3),
+            (256, False): Tile(128, 32, 8, 2),
+        },
+        "keys": {
+            **_FP32["keys"],
+            (32, False): Tile(64, 128, 8, 2),
+            (64, False): Tile(64, 128, 8, 2),
+            (128, False): Tile(32, 128, 8, 2),
+            (256, False): Tile(32, 128, 8, 2),
+        },
+        "queries": {
+            **_FP32["queries"],
+            (32, False): Tile(128, 64, 4, 3),
+            (64, False): Tile(128, 128, 8, 2),
+            (128, False): Tile(128, 64, 8, 2),
+            (256, False): Tile(128, 32, 8, 1),
+        },
+    },
+}
+SMALLEST = 32
+INTERPRETED = {"forward": Tile(64, 32, 4, 1), "keys": Tile(32, 64, 4, 1)}
+
+
+def tile_of(kernel: str, d_head: int, dtype: torch.dtype, architecture: int) -> Tile:
+    """The tile of "forward", "keys" or "queries"; architecture 80, 90, or 0: the interpreter."""
+    if not architecture:
+        return INTERPRETED.get(kernel, INTERPRETED["forward"])
+    width = max(SMALLEST, triton.next_power_of_2(d_head))
+    return TILES[architecture][kernel][width, dtype == torch.float32]
+
+
+def _architecture(device: torch.device) -> int:
+    if INTERPRET:
+        return 0
+    return 90 if torch.cuda.get_device_capability(device)[0] in (9, 10) else 80
+
+
+def attention_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bounds: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """(out, lse) of `attention`; bounds: `Packing.bounds`, None: causal over whole rows."""
+    window = q.shape[2] if window is None else min(window, q.shape[2])
+    out, lse = forward_op(q, k, v, bounds, scale, window, softcap or 0.0)
+    return out, lse
+
+
+@torch.library.custom_op("polyglyph::attention", mutates_args=())
+def forward_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bounds: Tensor | None,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor]:
+    q, k, v = _rows(q), _rows(k), _rows(v)
+    out, lse = _empty(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    batch, n_heads, length, d_head = q.shape
+    tile = tile_of("forward", d_head, q.dtype, _architecture(q.device))
+    n_tiles = triton.cdiv(length, tile.m)
+    forward_kernel[(n_tiles * batch * n_heads,)](
+        *(q, k, v, bounds, out, lse, *_strides(q, k, v)),
+        *(n_heads, n_heads // k.shape[1], batch * length, length, n_tiles),
+        *(window, scale, softcap),
+        **_options(tile, d_head),
+        **_variant(bounds, softcap),
+    )
+    return out, lse
+
+
+@forward_op.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bounds: Tensor | None,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor]:
+    return _empty(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("polyglyph::attention_backward", mutates_args=())
+def backward_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    d_out: Tensor,
+    d_lse: Tensor,
+    bounds: Tensor | None,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, d_out, d_lse = _rows(q), _rows(k), _rows(v), _rows(d_out), d_lse.contiguous()
+    dq, dk, dv = _empty(q), _empty(k), _empty(v)
+    binary, delta = torch.empty_like(lse), torch.empty_like(lse)
+    batch, n_heads, length, d_head = q.shape
+    n_kv_heads = k.shape[1]
+    group, architecture = n_heads // n_kv_heads, _architecture(q.device)
+    rows = _delta_tile(d_head)
+    n_tiles = triton.cdiv(length, rows.m)
+    delta_kernel[(n_tiles * batch * n_heads,)](
+        *(out, d_out, lse, d_lse, binary, delta, *_strides(d_out), n_heads, length, n_tiles),
+        **_options(rows, d_head),
+    )
+    strides = _strides(q, k, v, d_out)
+    sizes = (group, batch * length, length)
+    variant = _variant(bounds, softcap)
+    tile = tile_of("keys", d_head, q.dtype, architecture)
+    n_tiles = triton.cdiv(length, tile.n)
+    for with_k, with_v in _halves(d_head):
+        keys_kernel[(n_tiles * batch * n_kv_heads,)](
+            *(q, k, v, d_out, bounds, binary, delta, dk, dv, *strides, n_kv_heads, *sizes, n_tiles),
+            *(window, scale, softcap),
+            **_options(tile, d_head),
+            **variant,
+            WITH_K=with_k,
+            WITH_V=with_v,
+        )
+    tile = tile_of("queries", d_head, q.dtype, architecture)
+    n_tiles = triton.cdiv(length, tile.m)
+    queries_kernel[(n_tiles * batch * n_heads,)](
+        *(q, k, v, d_out, bounds, binary, delta, dq, *strides, n_heads, *sizes, n_tiles),
+        *(window, scale, softcap),
+        **_options(tile, d_head),
+        **variant,
+    )
+    return dq, dk, dv
+
+
+@backward_op.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty(q), _empty(k), _empty(v)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, bounds, *rule = inputs
+    ctx.save_for_backward(q, k, v, *output, bounds)
+    ctx.rule = rule
+
+
+def _differentiate(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, out, lse, bounds = ctx.saved_tensors
+    grads = backward_op(q, k, v, out, lse, d_out, d_lse, bounds, *ctx.rule)
+    return *grads, None, None, None, None
+
+
+forward_op.register_autograd(_differentiate, setup_context=_save)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x itself where its last dimension is dense and a tile's offsets are small."""
+    return x if x.stride(3) == 1 and x.stride(2) < 1 << 23 else x.contiguous()
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [stride for x in tensors for stride in x.stride()[:3]]
+
+
+def _empty(x: Tensor) -> Tensor:
+    """Like x (B, N, T, K), laid out (B, T, N, K), which the next product reads as it lies."""
+    batch, n_heads, length, d_head = x.shape
+    return x.new_empty(batch, length, n_heads, d_head).transpose(1, 2)
+
+
+def _delta_tile(d_head: int) -> Tile:
+    return Tile(32 if d_head > 128 else 64, 0, 4, 1)
+
+
+def _halves(d_head: int) -> list[tuple[bool, bool]]:
+    """(with dK, with dV) of each launch: wide heads take two, at five products instead of four."""
+    return [(True, True)] if d_head <= 128 else [(True, False), (False, True)]
+
+
+def _options(tile: Tile, d_head: int) -> dict[str, Any]:
+    sizes = {"D": d_head, "WIDTH": max(16, triton.next_power_of_2(d_head)), "BLOCK_M": tile.m}
+    if tile.n:
+        sizes["BLOCK_N"] = tile.n
+    return {**sizes, "num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+
+
+def _variant(bounds: Tensor | None, softcap: float) -> dict[str, bool]:
+    return {"PACKED": bounds is not None, "SOFTCAP": softcap > 0, "INTERPRETED": INTERPRET}
+
+
+def _signature(kernel: Any, kind: str, constants: dict[str, Any]) -> dict[str, str]:
+    types = {"bounds": "*i32", "scale": "fp32", "softcap": "fp32"}
+    types |= dict.fromkeys(("lse", "d_lse", "binary", "delta"), "*fp32")
+    types |= dict.fromkeys(("q", "k", "v", "out", "d_out", "dq", "dk", "dv"), f"*{kind}")
+    types |= dict.fromkeys(constants, "constexpr")
+    return {name: types.get(name, "i32") for name in kernel.arg_names}
+
+
+def _compilation(
+    kind: str, kernel: str, d_head: int, architecture: int, packed: bool = True, cap: bool = False
+) -> list[Compilation]:
+    """One configuration of one kernel (two for the keys of wide heads), 16 heads over 4."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[kind]
+    function = {"forward": forward_kernel, "keys": keys_kernel, "queries": queries_kernel}[kernel]
+    tile = tile_of(kernel, d_head, dtype, architecture)
+    options = _options(tile, d_head)
+    warps, stages = options.pop("num_warps"), options.pop("num_stages")
+    fusion = options.pop("enable_fp_fusion")
+    constants = options | {"PACKED": packed, "SOFTCAP": cap, "INTERPRETED": False}
+    strides = {"STRIDE_Q": 16, "STRIDE_K": 4, "STRIDE_V": 4, "STRIDE_D": 16}
+    constants |= {n: x * d_head for n, x in strides.items() if n in function.arg_names}
+    constants |= {} if packed else {"bounds": None}
+    mask = ("documents" if packed else "causal") + (" softcap" if cap else "")
+    made = []
+    for with_k, with_v in _halves(d_head) if kernel == "keys" else [(False, False)]:
+        parts = {"WITH_K": with_k, "WITH_V": with_v} if kernel == "keys" else {}
+        part = "" if with_k == with_v else " dK" if with_k else " dV"
+        signature = _signature(function, kind, constants | parts)
+        made.append(
+            Compilation(
+                name=f"attention {kernel}{part} d{d_head} {kind} {mask}",
+                kernel=function,
+                signature=signature,
+                constants=constants | parts,
+                num_warps=warps,
+                num_stages=stages,
+                divisible=tuple(n for n, t in signature.items() if t[0] == "*" or "stride" in n),
+                architectures=(architecture,),
+                opcodes={} if kind == "fp32" else {90: ("HGMMA",), 80: ("HMMA",)},
+                enable_fp_fusion=fusion,
+            )
+        )
+    return made
+
+
+def _delta_compilation(kind: str, d_head: int) -> Compilation:
+    options = _options(_delta_tile(d_head), d_head)
+    warps, stages = options.pop("num_warps"), options.pop("num_stages")
+    fusion, constants = options.pop("enable_fp_fusion"), options | {"STRIDE_D": 16 * d_head}
+    signature = _signature(delta_kernel, kind, constants)
+    return Compilation(
+        name=f"attention delta d{d_head} {kind}",
+        kernel=delta_kernel,
+        signature=signature,
+        constants=constants,
+        num_warps=warps,
+        num_stages=stages,
+        divisible=tuple(n for n, t in signature.items() if t[0] == "*" or "stride" in n),
+        enable_fp_fusion=fusion,
+    )
+
+
+def _compilations() -> Iterator[Compilation]:
+    """Every tile once; the other forms of a kernel (fp16, no documents, softcap) with heads of 128,
+    whose registers are the fullest."""
+    for architecture in (90, 80):
+        for d_head in (128, 64, 256, 32):
+            for kernel in ("forward", "keys", "queries"):
+                yield from _compilation("bf16", kernel, d_head, architecture)
+                yield from _compilation("fp32", kernel, d_head, architecture)
+    for kernel in ("forward", "keys", "queries"):
+        yield from _compilation("fp16", kernel, 128, 90)
+        yield from _compilation("bf16", kernel, 128, 90, packed=False)
+        yield from _compilation("bf16", kernel, 128, 90, cap=True)
+    for d_head in (128, 256):
+        yield _delta_compilation("bf16", d_head)
+
+
+COMPILATIONS = list(_compilations())

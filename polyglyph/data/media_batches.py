@@ -7,7 +7,7 @@ clips (B, F, H, W, 3) or float32 sound (B, 1, S).
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,11 +23,14 @@ from polyglyph.lookup import resolve
 SOURCES = {
     "shapes": "polyglyph.data.training_media:shapes",
     "leaves": "polyglyph.data.training_media:leaves",
+    "rich": "polyglyph.data.rich_pictures:rich_picture",
     "tones": "polyglyph.data.training_media:tones",
     "speech": "polyglyph.data.training_media:speech",
     "music": "polyglyph.data.rich_sound:music",
     "voices": "polyglyph.data.rich_sound:voices",
 }
+# Of these, the ones that take the side of a picture as a fourth argument, and so fit any cut.
+_ANY_SIDE = {"rich"}
 
 
 BUILT_IN_RATE = 16_000  # Hz
@@ -38,9 +41,9 @@ class MediaDataConfig(Config):
 
     A source is the name of a built-in one or a folder of media; source: one alone, in place of a
     mixture. side, n_frames, fps, duration_s: what is cut from the files of folders; built-in media
-    have 72 pixels, 8 frames and one second, and mix with cuts of that size only. noise, shift: the
-    damage that the encoder sees, in units of a medium in [-1, 1] (`train.wear`); the decoder
-    gives the clean medium back.
+    have 72 pixels (`rich`: any side), 8 frames and one second, and mix with cuts of that size
+    only. noise, shift: the damage through which `loss.steady` keeps the codes, in units of a
+    medium in [-1, 1].
     """
 
     mixture: dict[str, Annotated[int, Field(ge=0)]] = {"shapes": 1}
@@ -62,7 +65,7 @@ class MediaDataConfig(Config):
 
     @model_validator(mode="after")
     def _built_in_media_have_their_size(self) -> MediaDataConfig:
-        ours = sorted(set(self.weights) & SOURCES.keys())
+        ours = sorted(set(self.weights) & SOURCES.keys() - _ANY_SIDE)
         for name, due in (("side", 72), ("n_frames", 8), ("duration_s", 1.0)):
             if ours and getattr(self, name) != due:
                 raise ValueError(
@@ -109,6 +112,8 @@ class MediaBatches:
         self.order = schedule(tuple(config.weights.values()))
 
     def _source(self, name: str) -> Any:
+        if name in _ANY_SIDE:
+            return partial(resolve(SOURCES[name]), side=self.cut.side)
         if name in SOURCES:
             return resolve(SOURCES[name])
         if not Path(name).is_dir():

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from polyglyph.config import Config
@@ -27,6 +27,7 @@ from polyglyph.tokenizers.blocks import (
     SpatialNorm,
     TrunkStyle,
 )
+from polyglyph.tokenizers.flat import FlatDecoder2d, FlatEncoder2d
 from polyglyph.tokenizers.losses import ImageLossConfig, added, image_losses
 from polyglyph.tokenizers.neural import RESIDUAL_KINDS, CodecStep, load_net, save_codec
 from polyglyph.tokenizers.quantize import Quantizer, QuantizerConfig
@@ -42,6 +43,8 @@ class ImageCodecConfig(Config):
 
     local: an encoder whose codes see only the pixels (and frames) that they stand for
     (LocalEncoder2d); the decoder sees everything in any case.
+    trunk: "flat" works on the grid of codes alone (flat.py): width base, stride patch, n_res_blocks
+    in the encoder and twice that and one in the decoder.
     decoder: "movq" has norms that every code scales and shifts at its own place (SpatialNorm).
     init: folder of a codec of the same shape, or the run that made it, to train on from.
     """
@@ -56,21 +59,36 @@ class ImageCodecConfig(Config):
     local: bool = False
     # Left out of a dump at its default: codecs saved before this field keep their fingerprint.
     decoder: Literal["plain", "movq"] = Field("plain", exclude_if=lambda kind: kind == "plain")
+    trunk: Literal["vqgan", "flat"] = added("vqgan")
     quantizer: QuantizerConfig = QuantizerConfig()
     loss: ImageLossConfig = ImageLossConfig()
     init: str | None = added(None)
 
+    @model_validator(mode="after")
+    def _flat_is_flat(self) -> ImageCodecConfig:
+        plain = (self.multipliers, self.attention, self.local, self.decoder)
+        if self.trunk == "flat" and plain != ((1,), False, False, "plain"):
+            raise ValueError(
+                'trunk "flat" has multipliers = [1], attention = false, local = false and the '
+                "plain decoder"
+            )
+        return self
 
-def make_encoder(config: ImageCodecConfig) -> Encoder2d | LocalEncoder2d:
+
+def make_encoder(config: ImageCodecConfig) -> Encoder2d | LocalEncoder2d | FlatEncoder2d:
     """The 2-D trunk of an image or video encoder."""
+    if config.trunk == "flat":
+        return FlatEncoder2d(config.base, config.n_res_blocks, config.patch)
     shape = (config.base, config.multipliers, config.n_res_blocks)
     if config.local:
         return LocalEncoder2d(*shape, patch=config.patch)
     return Encoder2d(*shape, config.attention, patch=config.patch)
 
 
-def make_decoder(config: ImageCodecConfig) -> Decoder2d:
+def make_decoder(config: ImageCodecConfig) -> Decoder2d | FlatDecoder2d:
     """The 2-D trunk of an image or video decoder."""
+    if config.trunk == "flat":
+        return FlatDecoder2d(config.base, 2 * config.n_res_blocks + 1, config.patch)
     shape = (config.base, config.multipliers, config.n_res_blocks, config.attention)
     style = TrunkStyle()
     if config.decoder == "movq":
@@ -89,20 +107,34 @@ class ImageCodec(nn.Module):
         self.decoder = make_decoder(config)
         self.stride = self.encoder.stride
         self.quantizer = Quantizer(config.quantizer, self.encoder.width)
+        if config.trunk == "flat":
+            # The quantizer begins with the coarse coefficients as they are.
+            for projection in (self.quantizer.project_in, self.quantizer.project_out):
+                nn.init.eye_(projection.weight)
+                nn.init.zeros_(projection.bias)
 
     @staticmethod
     def batch_tensor(pictures: np.ndarray) -> Tensor:
         """uint8 (B, H, W, 3) → pixels (B, 3, H, W)."""
         return to_pixels(pictures)
 
-    def training_losses(self, batch: Tensor, seen: Tensor | None = None) -> CodecStep:
-        """One forward over pixels (B, 3, H, W). The encoder is given `seen` where there is one."""
-        z = self.encoder(batch if seen is None else seen)  # (B, D, h, w)
+    def vectors(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) → what is quantized, (B, hw, D)."""
+        return self.encoder(pixels).flatten(2).transpose(1, 2)
+
+    def training_losses(self, batch: Tensor) -> CodecStep:
+        """One forward over pixels (B, 3, H, W)."""
+        z = self.encoder(batch)  # (B, D, h, w)
         b, d, h, w = z.shape
-        out = self.quantizer(z.flatten(2).transpose(1, 2))  # (B, hw, D)
+        latents = z.flatten(2).transpose(1, 2)
+        out = self.quantizer(latents)  # (B, hw, D)
         x = self.decoder(out.quantized.transpose(1, 2).reshape(b, d, h, w).to(z.dtype)).float()
         losses = image_losses(x, batch, self.config.loss) | {"quantizer": out.loss}
-        return CodecStep(losses, x, out.codes)
+        return CodecStep(losses, x, out.codes, latents=latents)
+
+    def decoded(self, out: CodecStep) -> Tensor:
+        """What the codes of half of the step's pictures stand for, without a gradient."""
+        return out.reconstruction[: len(out.reconstruction) // 2].detach()
 
     @property
     def last_layer(self) -> Tensor:

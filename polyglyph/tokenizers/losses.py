@@ -61,6 +61,8 @@ class ImageLossConfig(JudgedLossConfig):
     structure: weight of the multi-scale gradient loss, the closed-form stand-in for a learned
     perceptual net. discriminator_layers: strided layers of the PatchGAN of train/adversarial.py.
 
+    log_l2: weight of the mean over pictures of ln of each one's mean squared error, which is what a
+    mean PSNR counts: a smooth picture's error weighs as much as a busy one's.
     perceptual: weight of the distance between features of a net (LPIPS, 1801.03924).
     perceptual_net: "vgg16" (perceptual_weights names its file, perceptual_heads the file of the
     LPIPS heads), "small" (our own, trained on procedural pictures by the config `features`;
@@ -71,6 +73,7 @@ class ImageLossConfig(JudgedLossConfig):
     l2: float = Field(1.0, ge=0)
     object_weight: float = Field(0.0, ge=0)
     structure: float = Field(0.5, ge=0)
+    log_l2: float = added(0.0, ge=0)
     discriminator_layers: int = added(2, ge=1, le=6)
     perceptual: float = added(0.0, ge=0)
     perceptual_net: Literal["vgg16", "small", "random"] | None = added(None)
@@ -134,6 +137,15 @@ def structure_loss(x: Tensor, y: Tensor, weights: Tensor, n_scales: int = 3) -> 
     return total / n_scales
 
 
+# Mean squared errors below this one (33 dB) hardly count: flat pictures would rule the rest.
+_LOG_FLOOR = 2e-3
+
+
+def log_l2_loss(x: Tensor, target: Tensor) -> Tensor:
+    errors = (x - target).square().flatten(1).mean(1)
+    return (errors + _LOG_FLOOR).log().mean()
+
+
 def image_losses(x: Tensor, target: Tensor, config: ImageLossConfig) -> dict[str, Tensor]:
     """The weighted summands of the reconstruction loss of x (B, 3, H, W) against target."""
     x, target = x.float(), target.float()
@@ -142,6 +154,8 @@ def image_losses(x: Tensor, target: Tensor, config: ImageLossConfig) -> dict[str
         "l1": config.l1 * ((x - target).abs() * weights).mean(),
         "l2": config.l2 * ((x - target).square() * weights).mean(),
     }
+    if config.log_l2:
+        losses["log_l2"] = config.log_l2 * log_l2_loss(x, target)
     if config.structure:
         losses["structure"] = config.structure * structure_loss(x, target, weights)
     return losses

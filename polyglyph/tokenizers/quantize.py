@@ -33,8 +33,11 @@ from polyglyph.tokenizers.quantize_codebooks import (
     SimScheme,
 )
 from polyglyph.tokenizers.quantize_free import FiniteScheme, ResidualFiniteScheme, SignScheme
+from polyglyph.tokenizers.running import RunningScheme
 
-Kind = Literal["vq", "ema", "rvq", "grouped", "fsq", "rfsq", "lfq", "bsq", "simvq", "ibq"]
+Kind = Literal[
+    "vq", "ema", "running", "rvq", "grouped", "fsq", "rfsq", "lfq", "bsq", "simvq", "ibq"
+]
 SCHEMES: dict[str, type[Scheme]] = {
     "vq": CosineScheme,
     "ema": EmaScheme,
@@ -46,6 +49,7 @@ SCHEMES: dict[str, type[Scheme]] = {
     "bsq": SignScheme,
     "simvq": SimScheme,
     "ibq": IndexScheme,
+    "running": RunningScheme,
 }
 _LEVELS = ("fsq", "rfsq")
 _SIGNS = ("lfq", "bsq")
@@ -56,9 +60,10 @@ _DROPOUT = ("rvq", "grouped", "rfsq")
 class QuantizerConfig(Config):
     """`[quantizer]` of a codec's configuration.
 
-    kind: with a codebook "vq" (one, both sides l2-normalised), "ema" (one, Euclidean), "rvq"
-    (residual), "grouped" (n_groups parts of the vector, n_codebooks / n_groups residual codebooks
-    each), "simvq", "ibq"; without one "fsq", "rfsq" (residual), "lfq", "bsq".
+    kind: with a codebook "vq" (one, both sides l2-normalised), "ema" (one, Euclidean), "running"
+    (the same, trained by ours, for many codes on a CPU), "rvq" (residual), "grouped" (n_groups
+    parts of the vector, n_codebooks / n_groups residual codebooks each), "simvq", "ibq"; without
+    one "fsq", "rfsq" (residual), "lfq", "bsq".
     codebook_size, d_code: of one codebook. Where levels (fsq, rfsq) or bits (lfq, bsq: 2^d_code)
     fix them they may be left out. n_codebooks: of fsq, lfq and bsq they divide the vector.
     commitment: weight of the commitment loss (of the codebook's in ibq, where 0.25 is the paper's).
@@ -110,7 +115,7 @@ class QuantizerConfig(Config):
     @model_validator(mode="after")
     def _fits_its_kind(self) -> QuantizerConfig:
         kind = self.kind
-        if kind in ("vq", "ema", "simvq", "ibq") and self.n_codebooks != 1:
+        if kind in ("vq", "ema", "running", "simvq", "ibq") and self.n_codebooks != 1:
             raise ValueError(f"kind '{kind}' has one codebook; for more take kind 'rvq'")
         if self.n_groups != 1 and kind != "grouped":
             raise ValueError(f"n_groups is of kind 'grouped'; kind '{kind}' takes none")

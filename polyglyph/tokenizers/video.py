@@ -54,7 +54,9 @@ _PIXELS_PER_BATCH = 1 << 21
 # reaches half as far as the next one).
 _PAST = 10
 # Fields of the configuration that a trunk's shape depends on.
-_TRUNK_FIELDS = ("base", "multipliers", "n_res_blocks", "attention", "patch", "local", "decoder")
+_TRUNK_FIELDS = (
+    "base", "multipliers", "n_res_blocks", "attention", "patch", "local", "decoder", "trunk",
+)  # fmt: skip
 
 
 class VideoCodecConfig(ImageCodecConfig):

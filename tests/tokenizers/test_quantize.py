@@ -32,6 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "bsq": {"d_code": 4},
     "simvq": {"codebook_size": 16, "d_code": 4},
     "ibq": {"codebook_size": 16, "d_code": 4},
+    "running": {"codebook_size": 16, "d_code": 4},
 }
 CLASSES = {
     "vq": "VectorQuantize",
@@ -196,9 +197,9 @@ def test_a_kind_is_trained_by_its_class_of_the_library(kind: str) -> None:
         assert quantizer.learner.spherical == (kind == "bsq")
 
 
-def test_every_kind_has_a_scheme_and_ours_alone_is_ibq() -> None:
+def test_every_kind_has_a_scheme_and_ours_alone_are_ibq_and_running() -> None:
     kinds = set(get_args(QuantizerConfig.model_fields["kind"].annotation))
-    assert kinds == set(KINDS) == set(SCHEMES) == set(CLASSES) | {"ibq"}
+    assert kinds == set(KINDS) == set(SCHEMES) == set(CLASSES) | {"ibq", "running"}
 
 
 def test_saved_state_holds_no_key_of_the_library() -> None:

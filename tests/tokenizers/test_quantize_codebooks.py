@@ -23,6 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "grouped": {"n_codebooks": 4, "n_groups": 2, "d_code": 2},
     "simvq": {},
     "ibq": {},
+    "running": {},
 }
 
 

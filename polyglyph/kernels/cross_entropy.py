@@ -25,7 +25,6 @@ from polyglyph.kernels.cross_entropy_plan import (
     Ranges,
     check_shapes,
     make_plan,
-    merge,
 )
 
 # Logits of a chunk of rows: 64 MB of fp32. Fewer rows would read the head and its gradient more

@@ -6,8 +6,10 @@ top-k and top-p are not: they work on the result. Knows ids and slots only."""
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -23,17 +25,22 @@ from polyglyph.kernels.contract import Example
 class HeadSlice:
     """The logits of the rows of a batch that share a slot."""
 
-    rows: Tensor  # (b,) int64, indices into the batch
-    ids: Tensor  # (n,) int64, the ids of the columns, ascending
+    rows: tuple[int, ...]  # indices into the batch, ascending
+    ranges: tuple[tuple[int, int], ...]  # of the columns' ids, ascending
     logits: Tensor  # (b, n) fp32 (fp64 for an fp64 head)
+
+    def ids_of(self, columns: Sequence[int]) -> list[int]:
+        """The ids of columns of `logits`."""
+        ends = list(accumulate(stop - start for start, stop in self.ranges))
+        return [self.ranges[bisect(ends, c)][1] + c - ends[bisect(ends, c)] for c in columns]
 
 
 @dataclass(frozen=True)
 class Group:
     """The rows that share a slot, and what the slot allows."""
 
-    rows: list[int]
-    ranges: list[tuple[int, int]]  # half-open, ascending, neither empty nor touching
+    rows: tuple[int, ...]
+    ranges: tuple[tuple[int, int], ...]  # half-open, ascending, neither empty nor touching
     guidance: float  # 1: none
 
     @property
@@ -70,18 +77,10 @@ def sampling_head(
         logits = sampling_head_triton(hidden, weight, groups, n_rows)
     else:
         logits = [_logits(hidden, weight, group, n_rows) for group in groups]
-    device = hidden.device
     return [
-        HeadSlice(torch.tensor(group.rows, device=device), _ids(group, device), part)
+        HeadSlice(group.rows, group.ranges, part)
         for group, part in zip(groups, logits, strict=True)
     ]
-
-
-def sliced_logits(
-    hidden: Tensor, weight: Tensor, slots: Tensor, slot_table: Tensor | np.ndarray
-) -> list[HeadSlice]:
-    """`sampling_head` without guidance."""
-    return sampling_head(hidden, weight, slots, slot_table)
 
 
 def mix_guidance(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
@@ -96,9 +95,9 @@ def mix_guidance(conditional: Tensor, unconditional: Tensor, guidance: float) ->
 def _logits(hidden: Tensor, weight: Tensor, group: Group, n_rows: int) -> Tensor:
     """torch's form of one group: a product per range, so that no row of the head is copied
     (a third to four fifths of the time, the more the larger the slot)."""
-    rows = group.rows
+    rows = list(group.rows)
     if group.guidance != 1.0:
-        rows = rows + [row + n_rows for row in rows]
+        rows += [row + n_rows for row in rows]
     part = hidden if len(rows) == len(hidden) else hidden[rows]
     part = part.to(weight.dtype)
     pieces = [linear(part, weight[start:stop]) for start, stop in group.ranges]
@@ -106,13 +105,9 @@ def _logits(hidden: Tensor, weight: Tensor, group: Group, n_rows: int) -> Tensor
     if logits.dtype != torch.float64:
         logits = logits.float()
     if group.guidance != 1.0:
-        logits = mix_guidance(*logits.split(len(group.rows)), group.guidance)
+        conditional, unconditional = logits.split(len(group.rows))
+        logits = mix_guidance(conditional, unconditional, group.guidance)
     return logits
-
-
-def _ids(group: Group, device: torch.device) -> Tensor:
-    parts = [torch.arange(start, stop, device=device) for start, stop in group.ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _group(
@@ -149,11 +144,12 @@ def _group(
                 f"slot_table: slot {slot} spans ids {ranges[0][0]} to {ranges[-1][1] - 1}, "
                 f"the head has {len(weight)}"
             )
-        groups.append(Group(members, ranges, 1.0 if guidance is None else float(guidance[slot])))
+        strength = 1.0 if guidance is None else float(guidance[slot])
+        groups.append(Group(tuple(members), ranges, strength))
     return groups
 
 
-def _merge(ranges: list[list[int]]) -> list[tuple[int, int]]:
+def _merge(ranges: list[list[int]]) -> tuple[tuple[int, int], ...]:
     """Without the padding, neighbours joined: fewer products. ValueError when not ascending."""
     merged: list[tuple[int, int]] = []
     for start, stop in ranges:
@@ -165,7 +161,7 @@ def _merge(ranges: list[list[int]]) -> list[tuple[int, int]]:
             merged[-1] = (merged[-1][0], stop)
         else:
             merged.append((start, stop))
-    return merged
+    return tuple(merged)
 
 
 def _on_host(x: Tensor | np.ndarray) -> np.ndarray:

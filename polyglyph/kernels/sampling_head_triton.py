@@ -7,6 +7,8 @@ exponentials of every row and block, from which the second normalises. Knows ids
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -149,47 +151,61 @@ def sampling_head_triton(
     hidden: Tensor, weight: Tensor, groups: list[Group], n_rows: int
 ) -> list[Tensor]:
     """The logits (b, n) of each group, for checked arguments; views of one buffer."""
+    plan = _plan(tuple(groups), n_rows, hidden.device)
+    flat = _op(hidden.to(weight.dtype), weight, plan.numbers, plan.guidance, plan.sizes, plan.n_out)
+    return [flat[begin : begin + n * m].view(n, m) for begin, n, m in plan.views]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows meet which columns, and where the logits go."""
+
+    numbers: Tensor  # int64: order, groups and pairs of the kernels, joined
+    guidance: Tensor  # (pairs,) fp32
+    sizes: list[int]  # places, groups, most places and most columns of a group
+    n_out: int
+    views: list[tuple[int, int, int]]  # each group's place among the logits, rows, columns
+
+
+@lru_cache(maxsize=64)  # most steps of a picture are alike: no copy to the device, no wait
+def _plan(groups: tuple[Group, ...], n_rows: int, device: torch.device) -> Plan:
     order: list[int] = []
     table: list[list[int]] = []
     pairs: list[list[int]] = []
     guidance: list[float] = []
-    offset, shapes = 0, []
+    views: list[tuple[int, int, int]] = []
+    offset = 0
     for group in groups:
         first, n_columns, n = len(order), group.n_columns, len(group.rows)
         order += group.rows
         if group.guidance != 1.0:
             order += [row + n_rows for row in group.rows]
-            pairs += [
-                [first + i, first + n + i, offset + i * n_columns, offset + (n + i) * n_columns,
-                 n_columns]
-                for i in range(n)
-            ]  # fmt: skip
             guidance += [group.guidance] * n
-        spans = [[start, stop - start] for start, stop in group.ranges]
-        spans += [[0, 0]] * (N_RANGES - len(spans))
+            for i in range(n):
+                own, other = offset + i * n_columns, offset + (n + i) * n_columns
+                pairs.append([first + i, first + n + i, own, other, n_columns])
+        spans = [(start, stop - start) for start, stop in group.ranges]
         if len(spans) > N_RANGES:
             raise ValueError(f"slot_table: a slot has {len(spans)} ranges, at most {N_RANGES}")
+        spans += [(0, 0)] * (N_RANGES - len(spans))
         places = len(order) - first
         table.append([first, places, offset, n_columns, *chain(*spans)])
-        shapes.append((offset, n, n_columns))
+        views.append((offset, n, n_columns))
         offset += places * n_columns
-    flat = _op(
-        hidden.to(weight.dtype),
-        weight,
-        torch.tensor([*order, *chain(*table, *pairs)], device=hidden.device),
-        torch.tensor(guidance, device=hidden.device),
-        [len(order), len(table), max(row[1] for row in table), max(row[3] for row in table)],
-        offset,
+    return Plan(
+        numbers=torch.tensor([*order, *chain(*table, *pairs)], device=device),
+        guidance=torch.tensor(guidance, device=device),
+        sizes=[len(order), len(table), max(row[1] for row in table), max(row[3] for row in table)],
+        n_out=offset,
+        views=views,
     )
-    return [flat[begin : begin + n * m].view(n, m) for begin, n, m in shapes]
 
 
 @torch.library.custom_op("polyglyph::sampling_head", mutates_args=())
 def _op(
     hidden: Tensor, weight: Tensor, plan: Tensor, guidance: Tensor, sizes: list[int], n_out: int
 ) -> Tensor:
-    """plan: order, groups and pairs, joined; sizes: places, groups, most places and most columns
-    of a group; all logits (n_out,) fp32, those of unconditional rows too."""
+    """All logits (n_out,) fp32, those of unconditional rows too; the rest as in Plan."""
     n_places, n_groups, most_rows, most_columns = sizes
     order, table, pairs = plan.split([n_places, 12 * n_groups, 5 * len(guidance)])
     hidden = hidden if hidden.stride(1) == 1 else hidden.contiguous()

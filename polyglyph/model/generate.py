@@ -98,7 +98,7 @@ def choose(
             for i, row in enumerate(rows):
                 uniforms[i] = torch.rand((), generator=generators[row], dtype=torch.float64)
         columns = sample(piece.logits, setting, uniforms.to(piece.logits.device))
-        for row, id in zip(rows, piece.ids[columns].tolist(), strict=True):
+        for row, id in zip(rows, piece.ids_of(columns.tolist()), strict=True):
             chosen[row] = id
     return chosen
 

@@ -40,7 +40,7 @@ class Row:
     error: float  # relative L2 against fp64
     largest: float  # of |ours - fp64|
     allowed: float  # for `largest`
-    seconds: float  # of the example
+    seconds: float  # of the CPU, for the example in this form
     note: str = ""
 
     def __str__(self) -> str:
@@ -57,10 +57,10 @@ def list_examples(kernel: str, dtype: str, size: str, device: str, seed: int) ->
 
 def check(kernel: str, dtype: str, example: Example, form: str) -> list[Row]:
     """The rows of one example, run in `form`, outputs and gradients."""
-    began = time.perf_counter()
+    began = time.process_time()
     with backend.using(form), poisoned():
         ours = run_example(example)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     with backend.using("torch"):
         same = _run(example, example.inputs, ours)
     wide = {name: _widened(value) for name, value in example.inputs.items()}

@@ -27,7 +27,7 @@ KERNELS = [
     for name, target in TABLE.items()
     if importlib.util.find_spec(target.partition(":")[0] + "_triton") is not None
 ]
-SOURCES = [Path(__file__).parents[2] / "polyglyph" / "kernels" / f"{k}_triton.py" for k in KERNELS]
+SOURCES = sorted((Path(__file__).parents[2] / "polyglyph" / "kernels").glob("*_triton.py"))
 
 
 def run(kernel: str, *dtypes: str, seed: int = 0) -> list[dict[str, Any]]:
@@ -73,7 +73,6 @@ BANNED = {
     r"warp_specialize\s*=\s*True": "dropped or crashing, depending on the configuration",
     r"triton\.autotune": "configurations are a table per architecture",
     r"\batomic_add\b": "the order of the sum is not fixed",
-    r"float\(.-inf.\)": "-inf arithmetic gives NaN; use a finite floor",
 }
 
 
@@ -85,4 +84,5 @@ def test_sources_keep_to_the_language_of_both_tritons(source: Path) -> None:
     for call in re.finditer(r"tl\.dot\(", text):
         arguments = text[call.end() : call.end() + 300]
         assert "input_precision" in arguments, "a dot without input_precision is tf32 on a GPU"
-    assert "enable_fp_fusion" in text, "the default changes with triton 3.10"
+    if "COMPILATIONS" in text:  # it launches
+        assert "enable_fp_fusion" in text, "the default changes with triton 3.10"

@@ -182,7 +182,8 @@ class ResidualScheme(EmaScheme):
     def learn(self, learner: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         c = self.config
         if c.quantize_dropout and c.dropout_share < 1:
-            learner.quantize_dropout = bool(torch.rand(()) < c.dropout_share)
+            draw = of_process_0(torch.rand(1, device=x.device))  # else they would wait forever
+            learner.quantize_dropout = bool(draw < c.dropout_share)
         return super().learn(learner, x)
 
     def layers(self, learner: Any) -> list[Any]:

@@ -281,3 +281,14 @@ def test_two_processes_restart_the_same_codes_at_the_same_vectors(
     assert first.keys() == second.keys()
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
+
+
+def test_dropout_share_says_in_how_many_steps_codebooks_are_left_out() -> None:
+    torch.manual_seed(0)
+    options = {"n_codebooks": 4, "quantize_dropout": True, "dropout_share": 0.4}
+    quantizer = bare("rvq", **options)
+    quantizer.attach_learner()
+    data = latents(200 * 30).reshape(200, 1, 30, -1)
+    left_out = [bool((quantizer(x).codes < 0).any()) for x in data]
+    # One draw in four leaves none of the four out.
+    assert 0.2 < sum(left_out) / len(left_out) < 0.4

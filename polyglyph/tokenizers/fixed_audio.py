@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from polyglyph.config import Config
 from polyglyph.errors import InputError, PolyglyphError
-from polyglyph.kernels.nearest_code import nearest_code
+from polyglyph.kernels.nearest_code import residual_codes
 from polyglyph.media import Audio
 from polyglyph.tokenizers.audio import AudioTokenizer
 from polyglyph.tokenizers.base import AudioMeta, CodeGrid, SpanSpec, as_medium
@@ -55,12 +55,8 @@ class FixedResidual(nn.Module):
     def encode(self, z: Tensor, n_codebooks: int) -> Tensor:
         """The first n_codebooks codes (B, n, F). PolyglyphError for NaN in z."""
         refuse_non_finite(z)
-        residual = z.reshape(-1, z.shape[-1]).clone()
-        codes = []
-        for table in self.codebook[:n_codebooks]:
-            codes.append(nearest_code(residual, table))
-            residual -= table[codes[-1]]
-        return torch.stack([code.view(z.shape[:2]) for code in codes], dim=1)
+        codes, _ = residual_codes(z.reshape(-1, z.shape[-1]), self.codebook[:n_codebooks])
+        return codes.view(*z.shape[:2], -1).transpose(1, 2).contiguous()
 
     def decode(self, codes: Tensor) -> Tensor:
         """(B, Q', F), Q' ≤ Q, to (B, F, D)."""

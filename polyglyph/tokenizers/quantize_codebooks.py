@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from polyglyph.kernels.nearest_code import nearest_code
+from polyglyph.kernels.nearest_code import nearest_code, residual_codes
 
 if TYPE_CHECKING:
     from polyglyph.tokenizers.quantize import QuantizerConfig
@@ -55,20 +55,13 @@ class Scheme(ABC):
         """What the codes stand for, differentiable: (…, W), (…, d_code) of codes."""
         return x
 
-    def nearest(self, x: Tensor, book: Tensor) -> Tensor:
-        """(N, d_code), (K, d_code) → (N,): exact search, ties to the lowest code."""
-        return nearest_code(x, book)
-
     def search(self, x: Tensor, codebook: Tensor, n_codebooks: int) -> Tensor:
-        """(N, W) → the first n_codebooks codes (N, n_codebooks)."""
-        left = list(x.chunk(self.groups, dim=-1))
-        codes = []
-        for q, book in enumerate(codebook[:n_codebooks]):
-            group = q % self.groups
-            codes.append(self.nearest(left[group], book))
-            if q + self.groups < n_codebooks:
-                left[group] = left[group] - book[codes[-1]]
-        return torch.stack(codes, dim=-1)
+        """(N, W) → the first n_codebooks codes (N, n_codebooks): exact, ties to the lowest."""
+        codes = x.new_empty((len(x), n_codebooks), dtype=torch.int64)
+        for group, part in enumerate(x.chunk(self.groups, dim=-1)[:n_codebooks]):
+            books = codebook[group : n_codebooks : self.groups]
+            codes[:, group :: self.groups] = residual_codes(part, books)[0]
+        return codes
 
     def lookup(self, codes: Tensor, codebook: Tensor) -> Tensor:
         """Codes (…, Q' ≤ Q) → (…, W). A code of -1, left out by dropout, adds nothing."""
@@ -158,8 +151,8 @@ class CosineScheme(EmaScheme):
     def normed(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=-1)
 
-    def nearest(self, x: Tensor, book: Tensor) -> Tensor:
-        return nearest_code(x, book, metric="cosine")
+    def search(self, x: Tensor, codebook: Tensor, n_codebooks: int) -> Tensor:
+        return nearest_code(x, codebook[0], metric="cosine")[:, None]
 
     def learner(self, codebook: Tensor) -> nn.Module:
         from vector_quantize_pytorch import VectorQuantize
@@ -257,9 +250,9 @@ class SimScheme(Scheme):
 class IndexScheme(Scheme):
     """ "ibq": the code with the largest inner product, found and learned through a softmax."""
 
-    def nearest(self, x: Tensor, book: Tensor) -> Tensor:
-        reach = _FAR * book.norm(dim=-1).max()
-        return nearest_code(F.normalize(x.float(), dim=-1) * reach, book)
+    def search(self, x: Tensor, codebook: Tensor, n_codebooks: int) -> Tensor:
+        reach = _FAR * codebook[0].norm(dim=-1).max()
+        return nearest_code(F.normalize(x.float(), dim=-1) * reach, codebook[0])[:, None]
 
     def learner(self, codebook: Tensor) -> nn.Module:
         return IndexBackpropagation(codebook[0], self.config)
@@ -383,7 +376,7 @@ def far_vectors(x: Tensor, book: Tensor, n: int) -> Tensor:
     squared distance to the codes (K, D) and to those taken before it (k-means++, Arthur 2007)."""
     distance = x.new_full((len(x),), 1.0)
     if len(book):
-        distance = (x - book[nearest_code(x, book)]).square().sum(-1)
+        _, distance = nearest_code(x, book, distances=True)
     taken = []
     for _ in range(n):
         taken.append(torch.multinomial(distance + 1e-12, 1))

@@ -27,9 +27,10 @@ def decode_attention(
     (B, N, T, K) in q's dtype.
 
     Keys behind a row's length don't matter, be they NaN. Products in the inputs' dtype, softmax
-    in fp32. The Triton form has no gradient, and gives a row the same bits whatever the other
-    rows, their lengths and S (splits of fixed size, combined in order); torch's differs there by
-    rounding. Flash-Decoding: pytorch.org/blog/flash-decoding; arXiv:2307.08691, arXiv:2305.13245.
+    in fp32. The Triton form has no gradient, and for one T gives a row the same bits whatever the
+    other rows, their lengths and S (splits of fixed size, joined in order); torch's differs there
+    by rounding. Flash-Decoding: pytorch.org/blog/flash-decoding; arXiv:2307.08691; grouped heads:
+    arXiv:2305.13245.
     ValueError names the argument that is wrong.
     """
     _check(q, k, v, lengths, shared)

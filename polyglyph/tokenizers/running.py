@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from polyglyph.kernels.nearest_code import nearest_code
+from polyglyph.kernels.nearest_code import ema_sums, nearest_code
 from polyglyph.tokenizers.quantize_codebooks import EmaScheme, n_processes, of_process_0
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ class RunningCodebook(nn.Module):
 
     @torch.no_grad()
     def _update(self, vectors: Tensor, codes: Tensor) -> None:
-        counts = torch.bincount(codes, minlength=len(self.counts)).to(self.counts)
-        sums = torch.zeros_like(self.sums).index_add_(0, codes, vectors)
+        found, sums = ema_sums(vectors, codes, len(self.counts))
+        counts = found.to(self.counts)
         if n_processes() > 1:
             dist.all_reduce(counts)
             dist.all_reduce(sums)
@@ -93,7 +93,7 @@ class RunningCodebook(nn.Module):
         alive = self.book()[self.counts >= least]
         weights = torch.ones(len(vectors), device=vectors.device)
         if len(alive):
-            weights = (vectors - alive[nearest_code(vectors, alive)]).square().sum(-1)
+            _, weights = nearest_code(vectors, alive, distances=True)
         # Some chance for all, and for what is not finite: the loop stops at the loss, not here.
         weights = weights.nan_to_num(0, 0, 0) + 1e-12
         n = torch.tensor(min(len(dead), len(vectors)), device=vectors.device)

@@ -372,14 +372,31 @@ class AudioTokenizer(Tokenizer):
     def decode(self, grid: CodeGrid) -> Audio:
         meta = self._checked(grid)
         samples = np.empty((self.config.channels, meta.n_samples), np.float32)
-        state: State = {}
-        hop = self.net.hop
-        for start in range(0, grid.shape[0], self._frames_per_window):
-            codes = grid.codes[:, start : start + self._frames_per_window]
-            wave = self._decode_next(codes, state)
-            part = samples[:, start * hop : start * hop + wave.shape[1]]
-            part[:] = wave[:, : part.shape[1]]
+        at = 0
+        for part in self.decode_parts(grid):
+            samples[:, at : at + part.n_samples] = part.samples
+            at += part.n_samples
         return Audio(samples, self.config.sample_rate, source_rate=meta.source_rate)
+
+    @torch.no_grad()
+    def decode_parts(self, grid: CodeGrid) -> Iterator[Audio]:
+        """What `decode` gives, a window at a time, so that hours of sound need no memory."""
+        meta = self._checked(grid)
+        left = meta.n_samples
+        for wave in self._waves(grid.codes, meta):
+            part = np.ascontiguousarray(wave[:, :left])
+            left -= part.shape[1]
+            if part.shape[1]:
+                yield Audio(part, self.config.sample_rate, source_rate=meta.source_rate)
+        if left:  # some nets give a little less than their frames
+            rest = np.zeros((self.config.channels, left), np.float32)
+            yield Audio(rest, self.config.sample_rate, source_rate=meta.source_rate)
+
+    def _waves(self, codes: np.ndarray, meta: AudioMeta) -> Iterator[np.ndarray]:
+        """Samples (C, s) in [-1, 1], one after the other, of codes (Q, F)."""
+        state: State = {}
+        for start in range(0, codes.shape[1], self._frames_per_window):
+            yield self._decode_next(codes[:, start : start + self._frames_per_window], state)
 
     def _decode_next(self, codes: np.ndarray, state: State) -> np.ndarray:
         """Samples (C, s) in [-1, 1] of the codes (Q, f) that follow in a stream."""

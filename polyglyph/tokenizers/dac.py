@@ -10,14 +10,14 @@ Shapes: B batch, S samples, F frames, D latent width, Q codebooks.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from polyglyph.kernels.nearest_code import nearest_code
-from polyglyph.tokenizers.base import AudioMeta
 from polyglyph.tokenizers.fixed_audio import (
     FixedAudioConfig,
     FixedAudioTokenizer,
@@ -33,6 +33,7 @@ from polyglyph.tokenizers.stretches import (
     needed,
     run,
 )
+from polyglyph.tokenizers.windows import Push, Windows
 
 _DILATIONS = (1, 3, 9)
 # Elements (steps x channels) of a stretch, and up to which width layers run in them: 1 MB of fp32.
@@ -87,7 +88,8 @@ class DacQuantizer(nn.Module):
 
 
 class Dac(nn.Module):
-    """Samples (B, S, 1), S whole frames, ↔ codes (B, Q, S / hop)."""
+    """Samples (B, S, 1) ↔ codes (B, Q, ⌈S / hop⌉). Odd strides make the decoder's sound a few
+    samples shorter than its frames."""
 
     is_causal = False
     config_class = DacConfig
@@ -105,30 +107,54 @@ class Dac(nn.Module):
 
     @torch.no_grad()
     def encode(self, samples: Tensor, n_codebooks: int, state: State | None = None) -> Tensor:
-        assert state is None and samples.shape[1] % self.hop == 0
-        codes = [self.quantizer.encode(z, n_codebooks) for z in self._windows(samples, True)]
-        return torch.cat(codes, dim=-1)
+        assert state is None
+        return torch.cat(list(self.encoding(n_codebooks)(samples, True)), dim=-1)
 
     @torch.no_grad()
     def decode(self, codes: Tensor, state: State | None = None) -> Tensor:
         assert state is None
-        z = self.quantizer.decode(codes)
-        return torch.cat([wave.tanh_() for wave in self._windows(z, False)], dim=1)
+        return torch.cat(list(self.decoding()(codes, True)), dim=1)
 
-    def _windows(self, x: Tensor, encoding: bool) -> list[Tensor]:
-        """The layers' whole output, in windows."""
-        layers: list[Layer] = list(self.encoder if encoding else self.decoder)  # type: ignore
-        total = x.shape[1]
-        for layer in layers:
-            total = layer.total(total)
-        size = _WINDOW_S * self.config.sample_rate // (self.hop if encoding else 1)
-        whole = Stretch(x, 0, x.shape[1])
-        made = []
-        for start in range(0, total, size):
-            end = min(start + size, total)
-            piece = whole.part(*needed(layers, x.shape[1], start, end))
-            made.append(self._through(layers, piece, encoding).part(start, end).x)
-        return made
+    def encoding(self, n_codebooks: int) -> Push:
+        layers: list[Layer] = list(self.encoder)  # type: ignore[arg-type]
+
+        def compute(piece: Stretch, start: int, end: int) -> Tensor:
+            z = self._through(layers, piece, True).part(start, end).x
+            return self.quantizer.encode(z, n_codebooks)
+
+        windows = self._windows(layers, _WINDOW_S * self.config.sample_rate // self.hop, compute)
+        n = 0
+
+        def push(samples: Tensor, is_last: bool) -> Iterator[Tensor]:
+            nonlocal n
+            n += samples.shape[1]
+            fill = -n % self.hop if is_last else 0
+            filled = torch.nn.functional.pad(samples, (0, 0, 0, fill)) if fill else samples
+            return windows.push(filled, is_last)
+
+        return push
+
+    def decoding(self) -> Push:
+        layers: list[Layer] = list(self.decoder)  # type: ignore[arg-type]
+
+        def compute(piece: Stretch, start: int, end: int) -> Tensor:
+            z = self.quantizer.decode(piece.x.transpose(1, 2))
+            latents = Stretch(z, piece.start, piece.total)
+            return self._through(layers, latents, False).part(start, end).x.tanh()
+
+        windows = self._windows(layers, _WINDOW_S * self.config.sample_rate, compute)
+        return lambda codes, is_last: windows.push(codes.transpose(1, 2), is_last)
+
+    @staticmethod
+    def _windows(
+        layers: list[Layer], size: int, compute: Callable[[Stretch, int, int], Tensor]
+    ) -> Windows:
+        def total(n: int) -> int:
+            for layer in layers:
+                n = layer.total(n)
+            return n
+
+        return Windows(size, lambda start, end, n: needed(layers, n, start, end), total, compute)
 
     def _through(self, layers: list[Layer], piece: Stretch, encoding: bool) -> Stretch:
         """Narrow layers of high rate in stretches, the others in one go."""
@@ -171,15 +197,6 @@ class DacTokenizer(FixedAudioTokenizer):
     """DAC behind the contract."""
 
     net: Dac
-
-    def _codes(self, wave: Any, n: int) -> tuple[Any, dict[str, Any]]:
-        filled = torch.nn.functional.pad(torch.from_numpy(wave), (0, -wave.shape[1] % self.net.hop))
-        return self.net.encode(filled.t()[None], n)[0].numpy(), {}
-
-    def _wave(self, codes: Tensor, meta: AudioMeta) -> Tensor:
-        # Odd strides make the decoder's sound a few samples shorter than its frames.
-        wave = self.net.decode(codes)[0].t()
-        return torch.nn.functional.pad(wave, (0, max(0, meta.n_samples - wave.shape[1])))
 
 
 __all__ = ["Dac", "DacConfig", "DacQuantizer", "DacTokenizer"]

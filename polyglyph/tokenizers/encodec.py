@@ -1,12 +1,15 @@
 """EnCodec (arXiv:2210.13438) with its published weights: 24 kHz, 32 kHz (MusicGen), 48 kHz stereo.
 
-SEANet around an LSTM, weight norm folded, residual Euclidean codebooks. 24 kHz is causal and goes
-through streams; 32 kHz sees the whole sound; 48 kHz cuts it into windows of a second that overlap
-by 1 % and divides each by its level, which is kept in the meta. Knows nothing of files or keys.
+SEANet around an LSTM, weight norm folded, residual Euclidean codebooks. 24 kHz is causal; 32 kHz
+looks both ways, so its windows overlap by what its convolutions reach, and the LSTM goes on from
+one to the next; 48 kHz cuts a sound into windows of a second that overlap by 1 % and divides each
+by its level, which is kept in the meta. All go through streams; a config that norms or levels the
+whole of a sound at once (none was published) sees it whole. Knows nothing of files or keys.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 from polyglyph.errors import InputError
 from polyglyph.tokenizers.base import AudioMeta, CodeGrid
 from polyglyph.tokenizers.fixed_audio import (
+    Encoded,
     FixedAudioConfig,
     FixedAudioTokenizer,
     FixedResidual,
@@ -25,7 +29,10 @@ from polyglyph.tokenizers.fixed_audio import (
 )
 from polyglyph.tokenizers.seanet_fixed import SeanetDecoder, SeanetEncoder, SeanetShape
 from polyglyph.tokenizers.steps import State
+from polyglyph.tokenizers.windows import Push
 
+# Seconds of a window of a net that looks both ways: 66 MB for each of 32 kHz' widest activations.
+_WINDOW_S = 8
 _CHUNKS_TOGETHER = 8  # of the 48 kHz model: 50 MB for each of its widest activations
 
 
@@ -92,6 +99,28 @@ class Encodec(nn.Module):
     def decode(self, codes: Tensor, state: State | None = None) -> Tensor:
         return self.decoder(self.quantizer.decode(codes), state)
 
+    @property
+    def _sees_whole(self) -> bool:
+        return self.config.norm == "group" or self.config.normalize
+
+    @property
+    def _frames_per_window(self) -> int:
+        return max(1, int(_WINDOW_S * self.config.sample_rate) // self.hop)
+
+    def encoding(self, n_codebooks: int) -> Push | None:
+        if self._sees_whole:
+            return None
+        push = self.encoder.windows(self._frames_per_window)
+        return lambda samples, is_last: (
+            self.quantizer.encode(z, n_codebooks) for z in push(samples, is_last)
+        )
+
+    def decoding(self) -> Push | None:
+        if self._sees_whole:
+            return None
+        push = self.decoder.windows(self._frames_per_window)
+        return lambda codes, is_last: push(self.quantizer.decode(codes), is_last)
+
 
 class EncodecTokenizer(FixedAudioTokenizer):
     """EnCodec behind the contract; n_codebooks = 1000·kbps / (frame_rate · log2(codebook_size))."""
@@ -109,44 +138,74 @@ class EncodecTokenizer(FixedAudioTokenizer):
         return length, max(1, int((1.0 - self.config.overlap) * length))
 
     def _codes(self, wave: np.ndarray, n: int) -> tuple[np.ndarray, dict[str, Any]]:
-        if self.config.chunk_s is None:
-            codes, levels = self._encode_chunks([wave], n)
-        else:
-            length, step = self._chunk
-            chunks = [wave[:, a : a + length] for a in range(0, wave.shape[1], step)]
-            codes, levels = self._encode_chunks(chunks, n)
-        return np.concatenate(codes, axis=1), {"levels": tuple(levels)}
+        if self.config.chunk_s is not None or not self.config.normalize:
+            return super()._codes(wave, n)
+        codes, levels = self._encoded([as_steps(wave)], n)
+        return codes[0].numpy(), {"levels": levels}
 
-    def _encode_chunks(
-        self, chunks: list[np.ndarray], n: int
-    ) -> tuple[list[np.ndarray], list[float]]:
-        """Codes (Q, f) of every chunk (C, s), and its level where that is taken out."""
-        if not self.config.normalize and self.config.chunk_s is None:
-            return [super()._codes(chunks[0], n)[0]], []
-        codes: list[np.ndarray] = []
-        levels: list[float] = []
-        for group in _alike(chunks, _CHUNKS_TOGETHER):
-            x = torch.cat([as_steps(chunk) for chunk in group])  # (B, S, C)
-            if self.config.normalize:
-                level = x.mean(dim=2).square().mean(dim=1).sqrt() + 1e-8
-                x = x / level[:, None, None]
-                levels += level.tolist()
-            codes += list(self.net.encode(x, n).numpy())
-        return codes, levels
+    def _encoded(self, chunks: list[Tensor], n: int) -> tuple[Tensor, tuple[float, ...]]:
+        """Codes (B, Q, f) of chunks (1, s, C) of one length, and their levels where they are taken
+        out."""
+        x = torch.cat(chunks)
+        if not self.config.normalize:
+            return self.net.encode(x, n), ()
+        level = x.mean(dim=2).square().mean(dim=1).sqrt() + 1e-8
+        return self.net.encode(x / level[:, None, None], n), tuple(level.tolist())
 
-    def _wave(self, codes: Tensor, meta: AudioMeta) -> Tensor:
+    def _encoding(self, n: int) -> Callable[[Tensor, bool], Iterator[Encoded]] | None:
         if self.config.chunk_s is None:
-            wave = super()._wave(codes, meta)
-            return wave * meta.levels[0] if meta.levels else wave
-        _, step = self._chunk
-        frames = self._frames_of_chunks(codes.shape[-1], meta.n_samples)
-        parts = list(codes.split(frames, dim=-1))
-        waves: list[Tensor] = []
-        for group in _alike(parts, _CHUNKS_TOGETHER):
-            waves += list(self.net.decode(torch.cat(group)).transpose(1, 2))  # (C, s) each
-        for wave, level in zip(waves, meta.levels):
-            wave *= level
-        return overlap_add(waves, step)
+            return super()._encoding(n)
+        length, step = self._chunk
+        held = torch.zeros(1, 0, self.config.channels)
+
+        def push(samples: Tensor, is_last: bool) -> Iterator[Encoded]:
+            nonlocal held
+            held = torch.cat([held, samples], dim=1) if held.shape[1] else samples
+            behind = (_CHUNKS_TOGETHER - 1) * step + length  # where a group of whole windows ends
+            at, end = 0, held.shape[1]
+            while end - at >= behind or (is_last and at < end):
+                starts = range(at, min(at + _CHUNKS_TOGETHER * step, end), step)
+                for group in _alike([held[:, a : a + length] for a in starts], _CHUNKS_TOGETHER):
+                    codes, levels = self._encoded(group, n)
+                    joined = torch.cat(list(codes), dim=-1)[None]
+                    yield Encoded(joined, len(group) * step, levels)
+                at += _CHUNKS_TOGETHER * step
+            held = held[:, at:].clone()
+
+        return push
+
+    def _decoding(self) -> Callable[[Tensor, AudioMeta, bool], Iterator[Tensor]] | None:
+        if self.config.chunk_s is None:
+            return super()._decoding()
+        whole = -(-self._chunk[0] // self.net.hop)  # frames of a window
+        together = _CHUNKS_TOGETHER * whole
+        overlap = OverlapAdd(self._chunk[1])
+        held, levels, n_left, is_levelled = torch.zeros(0), [], 0, False
+
+        def push(codes: Tensor, meta: AudioMeta, is_last: bool) -> Iterator[Tensor]:
+            nonlocal held, n_left, is_levelled
+            held = torch.cat([held, codes], dim=-1) if held.numel() else codes
+            levels.extend(meta.levels)
+            n_left += meta.n_samples  # from the start of what is held
+            is_levelled |= bool(meta.levels)
+            # The last two windows of a sound may be shorter ones: they wait for its end.
+            ready = max(0, held.shape[-1] - 2 * whole) // together * together
+            frames = [whole] * (ready // whole)
+            n_left -= len(frames) * self._chunk[1]
+            if is_last:
+                frames += self._frames_of_chunks(held.shape[-1] - ready, n_left)
+                ready = held.shape[-1]
+            windows = held[..., :ready].split(frames, dim=-1)
+            held = held[..., ready:].clone()
+            for group in _alike(list(windows), _CHUNKS_TOGETHER):
+                waves = self.net.decode(torch.cat(group)).transpose(1, 2)  # (B, C, s)
+                factors = [levels.pop(0) for _ in group] if is_levelled else []
+                for i, wave in enumerate(waves):
+                    yield overlap.push(wave * factors[i] if factors else wave).t()[None]
+            if is_last:
+                yield overlap.finish().t()[None]
+
+        return push
 
     def _frames_of_chunks(self, n_frames: int, n_samples: int) -> list[int]:
         """Frames of every window: as encoding cut them, else whole windows and a rest."""
@@ -193,20 +252,36 @@ def _alike(items: list[Any], most: int) -> list[list[Any]]:
     return groups
 
 
-def overlap_add(waves: list[Tensor], step: int) -> Tensor:
+class OverlapAdd:
     """Windows (C, s), `step` samples apart, as one sound: where they overlap, each counts by its
-    distance from its own end."""
-    length = waves[0].shape[1]
-    t = torch.linspace(0, 1, length + 2)[1:-1]
-    weight = 0.5 - (t - 0.5).abs()
-    total = step * (len(waves) - 1) + waves[-1].shape[1]
-    total = max(total, max(step * i + wave.shape[1] for i, wave in enumerate(waves)))
-    out, weights = torch.zeros(len(waves[0]), total), torch.zeros(total)
-    for i, wave in enumerate(waves):
-        here = slice(i * step, i * step + wave.shape[1])
-        out[:, here] += weight[: wave.shape[1]] * wave
-        weights[here] += weight[: wave.shape[1]]
-    return out / weights.clamp_min(torch.finfo(torch.float32).tiny)
+    distance from its own end. The first window is the longest."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self._sums = self._weights = self._weight = torch.zeros(0)
+
+    def push(self, wave: Tensor) -> Tensor:
+        """The samples (C, n) that no window after this one changes."""
+        n = wave.shape[1]
+        if not self._weight.numel():
+            t = torch.linspace(0, 1, n + 2)[1:-1]
+            self._weight, self._sums = 0.5 - (t - 0.5).abs(), torch.zeros(len(wave), 0)
+        more = max(0, n - self._sums.shape[1])
+        self._sums = torch.nn.functional.pad(self._sums, (0, more))
+        self._weights = torch.nn.functional.pad(self._weights, (0, more))
+        self._sums[:, :n] += self._weight[:n] * wave
+        self._weights[:n] += self._weight[:n]
+        return self._take(self.step)
+
+    def finish(self) -> Tensor:
+        """The rest."""
+        return self._take(self._sums.shape[1])
+
+    def _take(self, n: int) -> Tensor:
+        tiny = torch.finfo(torch.float32).tiny
+        out = self._sums[:, :n] / self._weights[:n].clamp_min(tiny)
+        self._sums, self._weights = self._sums[:, n:], self._weights[n:]
+        return out
 
 
-__all__ = ["Encodec", "EncodecConfig", "EncodecTokenizer", "overlap_add"]
+__all__ = ["Encodec", "EncodecConfig", "EncodecTokenizer", "OverlapAdd"]

@@ -10,6 +10,7 @@ Shapes: B batch, S samples, n steps, F frames, C channels, D latent width.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyglyph.tokenizers.steps import ELU, State, StepConv, StepConvTranspose
+from polyglyph.tokenizers.windows import Push, Windows, halo
 
 # Elements (steps x channels) of a piece at its widest: 1.6 MB of fp32 (measured: half or double
 # cost 2 to 4 %, the whole sound at once 25 %).
@@ -171,6 +173,22 @@ class SeanetEncoder(nn.Module):
             x = stage(x, state)
         return x
 
+    def windows(self, size: int) -> Push:
+        """For a net that looks both ways: takes parts (B, s, n_channels) of a sound, and whether a
+        part is the last, to latents (B, f, D), `size` frames at a time."""
+        assert not self.shape.causal and not self.shape.normed
+        convs = [self.start, *_convolutions(self.stages)]
+
+        def front(samples: Tensor) -> Tensor:
+            x = self._front(samples, None)
+            for stage in self.stages[self.n_front :]:
+                x = stage(x, None)
+            return x
+
+        before = halo(front, reach_of(convs, self.shape.hop, False), size, self.shape.hop, 1)
+        after = halo(lambda x: self.end(x, None, ELU), reach_of([self.end], 1, False), size, 1, 1)
+        return _around(self.lstm, before, after, self.shape.widest)
+
 
 class SeanetDecoder(nn.Module):
     """Latents (B, F, D) to sound (B, F·hop, n_channels); `state` as in the encoder."""
@@ -204,6 +222,55 @@ class SeanetDecoder(nn.Module):
         for stage in self.stages[self.n_back :]:
             x = stage(x, state)
         return self.end(x, state, ELU)
+
+    def windows(self, size: int) -> Push:
+        """As the encoder's: parts of latents (B, f, D) to sound (B, s, n_channels)."""
+        assert not self.shape.causal and not self.shape.normed
+        convs = [*_convolutions(self.stages), self.end]
+
+        def back(x: Tensor) -> Tensor:
+            for stage in self.stages[: self.n_back]:
+                x = stage(x, None)
+            return self._front(x, None)
+
+        before = halo(self.start, reach_of([self.start], 1, False), size, 1, 1)
+        after = halo(back, reach_of(convs, self.shape.hop, True), size, 1, self.shape.hop)
+        return _around(self.lstm, before, after, self.shape.widest)
+
+
+def _around(lstm: Lstm | None, before: Windows, after: Windows, width: int) -> Push:
+    """Windows, the LSTM that goes on from window to window, windows."""
+    state: State = {}
+
+    def push(x: Tensor, is_last: bool) -> Iterator[Tensor]:
+        for made in before.push(x, is_last):
+            # The convolution behind has to know which one is the last: it gets an empty one then.
+            yield from after.push(made if lstm is None else lstm(made, state), False)
+        if is_last:
+            yield from after.push(x.new_empty(len(x), 0, width), True)
+
+    return push
+
+
+def _convolutions(module: nn.Module) -> list[StepConv | StepConvTranspose]:
+    """In the order of their work (what is side by side comes one after the other)."""
+    return [m for m in module.modules() if isinstance(m, StepConv | StepConvTranspose)]
+
+
+def reach_of(convs: Sequence[StepConv | StepConvTranspose], hop: int, is_up: bool) -> int:
+    """How many frames to either side one frame of a stack's output depends on, at most; a frame
+    is `hop` steps of the stack's output where it goes up, else of its input."""
+    low, high = 0, hop if is_up else 1
+    for conv in reversed(convs):
+        if isinstance(conv, StepConv):
+            taps = (conv.weight.shape[3] - 1) * conv.dilation + 1
+            low, high = low * conv.stride, (high - 1) * conv.stride + taps
+            low, high = low - conv.left, high - conv.left
+        else:
+            low = (low + conv.cut[0]) // conv.stride - conv.past
+            high = (high - 1 + conv.cut[0]) // conv.stride + 1
+    frame = 1 if is_up else hop
+    return max(-(low // frame), -(-high // frame) - 1, 0)
 
 
 def piece_size(shape: SeanetShape, batch: int) -> int:

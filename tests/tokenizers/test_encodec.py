@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from polyglyph.tokenizers.encodec import Encodec, EncodecConfig, EncodecTokenizer, overlap_add
+from polyglyph.tokenizers.encodec import Encodec, EncodecConfig, EncodecTokenizer, OverlapAdd
+
+
+def overlap_add(waves: list[torch.Tensor], step: int) -> torch.Tensor:
+    whole = OverlapAdd(step)
+    return torch.cat([*map(whole.push, waves), whole.finish()], dim=1)
 
 
 def test_windows_of_one_sound_add_up_to_it() -> None:

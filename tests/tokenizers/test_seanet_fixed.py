@@ -35,3 +35,27 @@ def test_pieces_of_a_sound_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(seanet_fixed, "_PIECE", 1)
     torch.testing.assert_close(nets[0](x), z, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(nets[1](z), y, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", ["reflect", "constant"])
+@pytest.mark.parametrize("n_lstm", [0, 1])
+def test_windows_of_a_net_that_looks_both_ways_are_the_whole(mode: str, n_lstm: int) -> None:
+    torch.manual_seed(0)
+    shape = SeanetShape(
+        width=4, d_latent=3, ratios=(3, 2), n_units=2, n_lstm=n_lstm, causal=False, mode=mode
+    )
+    nets = SeanetEncoder(shape), SeanetDecoder(shape)
+    for net in nets:
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    for n in (1, 40 * 6 + 5, 90 * 6):
+        x = torch.randn(1, n, 1)
+        z = nets[0](x)
+        for net, whole, due in ((nets[0], x, z), (nets[1], z, nets[1](z))):
+            push, made = net.windows(7), []
+            for part in whole.split(50, dim=1):
+                made += list(push(part, False))
+            assert n < 50 or made
+            made += list(push(whole[:, :0], True))
+            torch.testing.assert_close(torch.cat(made, dim=1), due, rtol=1e-5, atol=1e-5)

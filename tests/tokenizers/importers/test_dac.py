@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from published_sounds import RATE, joined_stream, same_sound, saved, shaken, sound, wrong_frames
+from published_sounds import (
+    RATE,
+    cut,
+    joined_stream,
+    same_sound,
+    saved,
+    shaken,
+    sound,
+    wrong_frames,
+)
 from torch import Tensor
 
 from polyglyph.errors import FormatError, InputError
@@ -100,7 +109,14 @@ def test_stretches_windows_and_streams_give_the_whole(
     monkeypatch.setattr(dac, "_WINDOW_S", 1)
     assert tokenizer.encode(audio) == whole
     assert np.abs(tokenizer.decode(whole).samples - decoded).max() <= 1e-5
-    assert joined_stream(tokenizer, audio, (999,)) == whole
+    windowed = tokenizer.decode(whole).samples
+    for sizes in ((999,), (7, 300)):
+        assert joined_stream(tokenizer, audio, sizes) == whole
+    for frames in ((1,), (50, 3)):
+        pieces = list(tokenizer.decode_stream(cut(whole, tokenizer, frames)))
+        assert np.array_equal(np.concatenate([p.samples for p in pieces], axis=1), windowed)
+    # The first second of sound is out long before the last of its codes are in.
+    assert len(pieces) > 1 and pieces[0].samples.shape[1] == RATE
 
 
 def test_every_tensor_is_accounted_for_and_the_saved_codec_is_the_imported_one(

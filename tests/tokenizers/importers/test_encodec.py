@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from torch import Tensor
 from polyglyph.checkpoint import save_tensors
 from polyglyph.errors import FormatError, InputError
 from polyglyph.media import Audio
-from polyglyph.tokenizers import fixed_audio, load_tokenizer, seanet_fixed
+from polyglyph.tokenizers import encodec, fixed_audio, load_tokenizer, seanet_fixed
 from polyglyph.tokenizers.base import load_codes, save_codes
+from polyglyph.tokenizers.fixed_audio import as_steps
 from polyglyph.tokenizers.importers import import_codec
 
 HOP = 24
@@ -153,13 +155,61 @@ def test_windows_pieces_and_streams_give_the_whole(
         assert samples.shape == decoded.shape and np.abs(samples - decoded).max() <= 1e-5
 
 
-def test_a_stream_of_a_codec_that_looks_ahead_is_its_whole(tmp_path: Path) -> None:
+def test_windows_and_streams_of_a_codec_that_looks_ahead_give_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = import_codec(saved(peer("32 kHz"), tmp_path / "theirs"))[0]
-    audio = sound(20 * HOP + 5)
+    audio = sound(100 * HOP + 7)
+    due = tokenizer.net.encode(as_steps(audio.samples), 6)[0]
+    decoded = tokenizer.net.decode(due[None])[0].t().clamp(-1, 1).numpy()[:, : 100 * HOP + 7]
+    monkeypatch.setattr(encodec, "_WINDOW_S", 20 * HOP / RATE)
     whole = tokenizer.encode(audio)
-    assert joined_stream(tokenizer, audio, (100,)) == whole
-    (decoded,) = tokenizer.decode_stream(cut(whole, tokenizer, (6,)))
-    assert np.array_equal(decoded.samples, tokenizer.decode(whole).samples)
+    assert np.array_equal(whole.codes, due.numpy())
+    assert np.abs(tokenizer.decode(whole).samples - decoded).max() <= 1e-5
+    for sizes in ((1000,), (7, 300, 25), (5000,)):
+        assert joined_stream(tokenizer, audio, sizes) == whole
+    for frames in ((1,), (3, 30, 2), (200,)):
+        pieces = tokenizer.decode_stream(cut(whole, tokenizer, frames))
+        samples = np.concatenate([piece.samples for piece in pieces], axis=1)
+        assert np.array_equal(samples, tokenizer.decode(whole).samples)
+
+
+@pytest.mark.parametrize("n", [1, 456, 457, 479, 4000, 8 * 456, 8 * 456 + 5, 9000])
+def test_streams_of_windows_give_the_whole(n: int, tmp_path: Path) -> None:
+    tokenizer = import_codec(saved(peer("48 kHz"), tmp_path / "theirs"))[0]
+    assert tokenizer._chunk == (480, 456)
+    audio = sound(n, 2)
+    whole = tokenizer.encode(audio)
+    decoded = tokenizer.decode(whole).samples
+    for sizes in ((999,), (7, 5000)):
+        assert joined_stream(tokenizer, audio, sizes) == whole
+    chunks = [Audio(audio.samples[:, a : a + 700], RATE) for a in range(0, n, 700)]
+    pieces = tokenizer.decode_stream(tokenizer.encode_stream(chunks))
+    samples = np.concatenate([piece.samples for piece in pieces], axis=1)
+    assert np.array_equal(samples, decoded)
+
+
+@pytest.mark.parametrize("name", ["32 kHz", "48 kHz"])
+def test_streams_hold_a_bounded_stretch_of_a_sound(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = import_codec(saved(peer(name), tmp_path / "theirs"))[0]
+    monkeypatch.setattr(encodec, "_WINDOW_S", 20 * HOP / RATE)
+    taken = 0
+
+    def chunks() -> Iterator[Audio]:
+        nonlocal taken
+        for i in range(60):
+            taken += 1
+            yield sound(10 * HOP, tokenizer.config.channels, seed=i)
+
+    n_out, longest = 0, 0
+    for piece in tokenizer.decode_stream(tokenizer.encode_stream(chunks())):
+        n_out += piece.samples.shape[1]
+        longest = max(longest, taken * 10 * HOP - n_out)
+    assert n_out == 600 * HOP
+    # Four windows of 20 frames follow one another; of windows of a second, three groups of eight.
+    assert longest < (24 * 480 if name == "48 kHz" else 130 * HOP)
 
 
 # --- other layouts ------------------------------------------------------------------------------

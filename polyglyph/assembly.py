@@ -33,7 +33,7 @@ from polyglyph.sequence.grammar import Grammar
 from polyglyph.sequence.layout import Dialect
 from polyglyph.sequence.vocabulary import Vocabulary
 from polyglyph.tokenizers import TABLE, load_tokenizer
-from polyglyph.tokenizers.base import Tokenizer, read_codec_json
+from polyglyph.tokenizers.base import CodeGrid, Tokenizer, read_codec_json
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +69,13 @@ class Tokenizers(Mapping[str, Tokenizer]):
 
     def __len__(self) -> int:
         return len(self._by_span)
+
+    def that_made(self, codes: CodeGrid) -> Tokenizer:
+        """The codec of these codes: of its modality's, the one with their fingerprint, else the
+        first (it refuses codes of a stranger, and takes those that name no codec)."""
+        first = self[codes.modality]
+        fitting = (t for t in self.values() if t.modality == first.modality)
+        return next((t for t in fitting if t.fingerprint == codes.fingerprint), first)
 
     @property
     def names(self) -> list[str]:

@@ -161,10 +161,9 @@ class Pipeline:
         return [self.tokenizers[modality_of(item)].encode(item) for item in media]
 
     def decode(self, grids: Sequence[CodeGrid]) -> list[Any]:
-        """The media of grids. A clip and a sound among them become one clip with sound.
-
+        """The media of grids, each by the codec that made it; a clip and a sound become one clip.
         FormatError for codes of another codec than the checkpoint's."""
-        media = [self.tokenizers[grid.modality].decode(grid) for grid in grids]
+        media = [self.tokenizers.that_made(grid).decode(grid) for grid in grids]
         clips = [medium for medium in media if isinstance(medium, Video)]
         sounds = [medium for medium in media if isinstance(medium, Audio)]
         if len(clips) == len(sounds) == 1:
@@ -189,6 +188,9 @@ class Pipeline:
             span = part.span
             part = part.content if part.codes is None else part.codes
         if isinstance(part, CodeGrid):
+            if span is None and part.modality in self.tokenizers:
+                made = self.tokenizers.that_made(part).span
+                span = None if made == part.modality else made
             return Segment(part.modality, part, role="prompt", loss_weight=0.0, span=span)
         if isinstance(part, Path):
             part = load_medium(part)

@@ -19,6 +19,7 @@ from polyglyph.assembly import (
 from polyglyph.checkpoint import MANIFEST, read_manifest
 from polyglyph.config import read_toml
 from polyglyph.errors import FormatError, InputError
+from polyglyph.tokenizers.base import CodeGrid
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,17 @@ def test_a_modality_finds_its_first_codec_and_a_typo_the_nearest() -> None:
     assert list(tokenizers) == ["image-fine", "text"] and len(tokenizers) == 2
     with pytest.raises(InputError, match=r"unknown modality of checkpoint x 'imgae'.*'image'"):
         tokenizers["imgae"]
+
+
+def test_codes_find_the_codec_that_made_them() -> None:
+    first, second = codecs()["image"], codecs()["image"]
+    first.fingerprint, second.fingerprint = "a" * 64, "b" * 64
+    tokenizers = Tokenizers({"image": first, "image-fine": second, "text": codecs()["text"]})
+    codes = np.zeros((1, 2, 2), np.int32)
+    for fingerprint, due in (("a" * 64, first), ("b" * 64, second), ("", first), ("c" * 64, first)):
+        assert tokenizers.that_made(CodeGrid("image", codes, fingerprint=fingerprint)) is due
+    with pytest.raises(InputError, match="unknown modality"):
+        tokenizers.that_made(CodeGrid("audio", codes))
 
 
 def broken(checkpoint: Path, tmp_path: Path) -> Path:

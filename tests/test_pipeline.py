@@ -6,14 +6,23 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from tiny_checkpoints import make_checkpoint, make_codecs, picture, sound
+from tiny_checkpoints import (
+    codecs,
+    make_checkpoint,
+    make_codecs,
+    picture,
+    save_codec_checkpoint,
+    sound,
+)
 
 import polyglyph
+from polyglyph.assembly import build_tokens
 from polyglyph.errors import FormatError, InputError, ParseError
 from polyglyph.media import Audio, Image, Region, Video
 from polyglyph.pipeline import IdsEvent, Pipeline, RowEvent, SegmentEvent
 from polyglyph.sequence.document import Document, Segment
 from polyglyph.tokenizers.base import CodeGrid, ImageMeta
+from polyglyph.tokenizers.image import ImageCodec, ImageTokenizer
 
 TARGETS = ("text", "image", "video", "audio", "region", "action")
 
@@ -67,6 +76,24 @@ def test_codes_of_another_codec_are_refused(pipe: Pipeline, tmp_path: Path) -> N
         pipe.decode([grid])
     with pytest.raises(FormatError, match="encode the medium with that codec"):
         pipe.generate(grid, to="text")
+
+
+def test_of_several_codecs_of_a_modality_the_one_that_made_the_codes_is_taken(
+    tmp_path: Path,
+) -> None:
+    made = codecs()
+    config = made["image"].config.model_copy(update={"span": "image-fine"})  # type: ignore
+    fine = ImageTokenizer(ImageCodec(config))
+    folders = [save_codec_checkpoint(tmp_path / t.span, t) for t in (made["image"], fine)]
+    folders.append(save_codec_checkpoint(tmp_path / "text", made["text"]))
+    both = Pipeline(build_tokens(folders), None, "both")
+    spans = ["image", "image-fine"]
+    grids = [both.tokenizers[span].encode(image()) for span in spans]
+    assert grids[0].fingerprint != grids[1].fingerprint
+    for found, span, grid in zip(both.decode(grids), spans, grids, strict=True):
+        assert np.array_equal(found.array, both.tokenizers[span].decode(grid).array)
+    assert [segment.codec for segment in both.prompt(grids)] == spans
+    assert [segment.codec for segment in both.parse(both.render(grids, complete=True))] == spans
 
 
 # ---------------------------------------------------------------- prompts

@@ -36,8 +36,8 @@ SPLIT = 16  # tiles of one part of a row's sum: 4,096 ids with tiles of 256
 # of dweight, BLOCK_K of every product's inner axis, warps, stages). From the resource report
 # (no spill, shared memory), not from timings: no GPU has run them.
 _TUNED = {
-    80: {2: (128, 128, 128, 128, 32, 8, 4), 4: (64, 64, 64, 64, 16, 4, 2)},
-    90: {2: (128, 256, 256, 128, 64, 8, 3), 4: (64, 64, 64, 64, 16, 4, 2)},
+    80: {2: (128, 128, 128, 128, 32, 8, 4), 4: (64, 64, 32, 64, 16, 4, 2)},
+    90: {2: (128, 256, 256, 128, 64, 8, 3), 4: (64, 64, 32, 64, 16, 4, 2)},
 }
 # bf16 and fp16 of a D that isn't a multiple of 64: larger tiles would spill beside their masks.
 _RAGGED = (64, 64, 64, 64, 32, 4, 2)
@@ -66,7 +66,7 @@ def _tuned(dtype: torch.dtype, width: int, architecture: int) -> _Blocks:
     if width % 64 and dtype.itemsize == 2:
         row = _RAGGED
     m, n, d_hidden, d_weight, k, warps, stages = row
-    if width % max(d_hidden, d_weight):  # and a multiple of 64, or ragged
+    if dtype.itemsize == 2 and width % max(d_hidden, d_weight):  # a multiple of 64, or ragged
         d_hidden = d_weight = 64
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     return _Blocks(m, n, d_hidden, d_weight, k, width % 64 == 0, options)

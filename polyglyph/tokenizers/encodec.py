@@ -180,7 +180,8 @@ class EncodecTokenizer(FixedAudioTokenizer):
         whole = -(-self._chunk[0] // self.net.hop)  # frames of a window
         together = _CHUNKS_TOGETHER * whole
         overlap = OverlapAdd(self._chunk[1])
-        held, levels, n_left, is_levelled = torch.zeros(0), [], 0, False
+        held, n_left, is_levelled = torch.zeros(0), 0, False
+        levels: list[float] = []
 
         def push(codes: Tensor, meta: AudioMeta, is_last: bool) -> Iterator[Tensor]:
             nonlocal held, n_left, is_levelled

@@ -305,8 +305,9 @@ class FixedAudioTokenizer(AudioTokenizer):
 
     def join(self, grids: Sequence[CodeGrid]) -> CodeGrid:
         whole = super().join(grids)
-        levels = tuple(level for grid in grids for level in grid.meta.levels)  # type: ignore
-        return replace(whole, meta=replace(whole.meta, levels=levels))  # type: ignore[type-var]
+        metas = [grid.meta for grid in (whole, *grids) if isinstance(grid.meta, AudioMeta)]
+        levels = tuple(level for meta in metas[1:] for level in meta.levels)
+        return replace(whole, meta=replace(metas[0], levels=levels))
 
 
 def _with_last(items: Iterable[CodeGrid]) -> Iterator[tuple[CodeGrid, bool]]:

@@ -8,9 +8,10 @@ space left, samples clipped) is said in its `notes`."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -412,6 +413,26 @@ def save(media: Media, path: str | os.PathLike, force: bool = False) -> None:
     data = to_bytes(media, suffix)
     with atomic_file(os.fsdecode(path), force) as temporary:
         temporary.write_bytes(data)
+
+
+def save_sound(parts: Iterable[Audio], path: str | os.PathLike, force: bool = False) -> list[str]:
+    """Writes a sound that comes in parts of one rate, at least one, as `save` writes the whole;
+    returns the notes. Only a file that can't hold its rate or channels needs it whole."""
+    suffix = Path(os.fsdecode(path)).suffix.lower()
+    rest = iter(parts)
+    first = next(rest)
+    _check_suffix(first, suffix)
+    refuse_existing(path, force)
+    rate, n_channels, notes = first.sample_rate, first.n_channels, list[str]()
+    if not media_audio.holds(suffix, rate, n_channels):
+        whole = np.concatenate([part.samples for part in (first, *rest)], axis=1)
+        medium = Audio(whole, rate)
+        save(medium, path, force)
+        return medium.notes
+    samples = (part.samples for part in itertools.chain([first], rest))
+    with atomic_file(os.fsdecode(path), force) as temporary:
+        media_audio.write_parts(Path(temporary), samples, rate, n_channels, suffix, notes)
+    return notes
 
 
 def to_bytes(media: Media, suffix: str) -> bytes:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import io
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -219,9 +220,6 @@ def encode(samples: np.ndarray, sample_rate: int, suffix: str, notes: list[str])
     """The file of float32 (C, S). WAV and FLAC at 16 bits; MP3 and Opus at a rate that they know.
 
     Samples beyond [-1, 1] are clamped, with a note; samples that aren't finite are an error."""
-    import soundfile
-
-    kind, subtype = _SUBTYPES[suffix]
     samples = clamped(samples, notes)
     if samples.shape[0] > _MAX_CHANNELS.get(suffix, 1024):
         _note(notes, f"{samples.shape[0]} channels were mixed to 2, all that {suffix} holds here")
@@ -230,22 +228,59 @@ def encode(samples: np.ndarray, sample_rate: int, suffix: str, notes: list[str])
     if rate != sample_rate:
         _note(notes, f"resampled from {sample_rate} to {rate} Hz, which {suffix} needs")
         samples = np.clip(resample(samples, sample_rate, rate), -1.0, 1.0)
-    rows: np.ndarray = samples.T
-    if subtype == "PCM_16":
-        rows = to_pcm16(rows)
     buffer = io.BytesIO()
+    blocks = (samples[:, start : start + _BLOCK] for start in range(0, samples.shape[1], _BLOCK))
+    _write(buffer, blocks, rate, samples.shape[0], suffix)
+    return buffer.getvalue()
+
+
+def holds(suffix: str, sample_rate: int, n_channels: int) -> bool:
+    """Whether a file of that suffix takes such a sound as it is, so in parts too."""
+    fits = n_channels <= _MAX_CHANNELS.get(suffix, 1024)
+    return fits and nearest_rate(sample_rate, _RATES.get(suffix)) == sample_rate
+
+
+def write_parts(
+    path: Path, parts: Iterable[np.ndarray], sample_rate: int, n_channels: int, suffix: str,
+    notes: list[str],
+) -> None:  # fmt: skip
+    """The file of a sound that comes in parts, float32 (C, s), of which no more than one is held:
+    what `encode` of the whole gives. The suffix `holds` such a sound."""
+    count, peak = 0, 0.0
+
+    def blocks() -> Iterator[np.ndarray]:
+        nonlocal count, peak
+        for part in parts:
+            check_finite(part, "the sound to write")
+            for start in range(0, part.shape[1], _BLOCK):
+                block = part[:, start : start + _BLOCK]
+                size = np.abs(block)
+                count, peak = count + int((size > 1.0).sum()), max(peak, float(size.max()))
+                yield np.clip(block, -1.0, 1.0)
+
+    with path.open("w+b") as file:
+        _write(file, blocks(), sample_rate, n_channels, suffix)
+    _note_clamped(notes, count, peak)
+
+
+def _write(
+    file: BinaryIO, blocks: Iterable[np.ndarray], rate: int, n_channels: int, suffix: str
+) -> None:
+    """Blocks (C, s ≤ _BLOCK) in [-1, 1]."""
+    import soundfile
+
+    kind, subtype = _SUBTYPES[suffix]
     try:
         with soundfile.SoundFile(
-            buffer, "w", rate, rows.shape[1], format=kind, subtype=subtype
+            file, "w", rate, n_channels, format=kind, subtype=subtype
         ) as sound:
-            for start in range(0, len(rows), _BLOCK):
-                sound.write(np.ascontiguousarray(rows[start : start + _BLOCK]))
+            for block in blocks:
+                rows: np.ndarray = to_pcm16(block.T) if subtype == "PCM_16" else block.T
+                sound.write(np.ascontiguousarray(rows))
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise MediaError(
-            f"a sound of {samples.shape[0]} channels at {rate} Hz can't be written as {suffix}: "
-            f"{error}"
+            f"a sound of {n_channels} channels at {rate} Hz can't be written as {suffix}: {error}"
         ) from error
-    return buffer.getvalue()
 
 
 def clamped(samples: np.ndarray, notes: list[str]) -> np.ndarray:
@@ -253,9 +288,13 @@ def clamped(samples: np.ndarray, notes: list[str]) -> np.ndarray:
     check_finite(samples, "the sound to write")
     peak = float(np.abs(samples).max(initial=0.0))
     if peak > 1.0:
-        count = int((np.abs(samples) > 1.0).sum())
-        _note(notes, f"{count} samples beyond full scale (peak {peak:.3g}) were clamped")
+        _note_clamped(notes, int((np.abs(samples) > 1.0).sum()), peak)
     return np.clip(samples, -1.0, 1.0)
+
+
+def _note_clamped(notes: list[str], count: int, peak: float) -> None:
+    if count:
+        _note(notes, f"{count} samples beyond full scale (peak {peak:.3g}) were clamped")
 
 
 def to_pcm16(samples: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -262,3 +263,28 @@ def test_every_medium_knows_its_modality() -> None:
     assert [media.modality_of(value) for value in values] == names
     with pytest.raises(MediaError, match="got ndarray"):
         media.modality_of(np.zeros(3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.opus"])
+def test_a_sound_in_parts_is_saved_as_the_whole_whole_or_not_at_all(
+    name: str, tmp_path: Path
+) -> None:
+    whole = np.random.default_rng(0).uniform(-1.2, 1.2, (1, 9000)).astype(np.float32)
+    parts = [Audio(whole[:, :4000], 11_025), Audio(whole[:, 4000:], 11_025)]
+    notes = media.save_sound(iter(parts), tmp_path / name)
+    due = Audio(whole, 11_025)
+    save(due, tmp_path / f"due-{name}")
+    assert notes == due.notes and "clamped" in notes[0]
+    assert load(tmp_path / name) == load(tmp_path / f"due-{name}")
+    with pytest.raises(InputError, match="exists"):
+        media.save_sound(iter(parts), tmp_path / name)
+
+    def failing() -> Iterator[Audio]:
+        yield parts[0]
+        raise MediaError("the codes end here")
+
+    with pytest.raises(MediaError, match="end here"):
+        media.save_sound(failing(), tmp_path / "b.wav")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, f"due-{name}"])
+    with pytest.raises(MediaError, match="can't be written as"):
+        media.save_sound(iter(parts), tmp_path / "a.png")

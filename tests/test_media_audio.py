@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from polyglyph import media_audio
 from polyglyph.errors import MediaError
 from polyglyph.media import Audio, Limits, load, mix_channels, resample, to_bytes
 
@@ -270,3 +271,25 @@ def test_a_whole_mp3_with_tags_or_padding_behind_it_is_not_called_cut(more: byte
     tag = b"ID3\x04\x00\x00\x00\x00\x01\x00" + bytes(128)
     for source in (mp3() + more, tag + mp3() + more):
         assert audio(source, strict=True).notes == []
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
+def test_a_sound_in_parts_is_written_as_the_whole(suffix: str, tmp_path: Path) -> None:
+    whole = np.random.default_rng(0).uniform(-1.1, 1.1, (2, 70_001)).astype(np.float32)
+    notes, more = list[str](), list[str]()
+    (tmp_path / "due").write_bytes(media_audio.encode(whole, 16_000, suffix, notes))
+    parts = iter([whole[:, :7], whole[:, 7:7], whole[:, 7:]])
+    media_audio.write_parts(tmp_path / "parts", parts, 16_000, 2, suffix, more)
+    assert notes == more and "beyond full scale" in notes[0]
+    found, due = (soundfile.read(tmp_path / name)[0] for name in ("parts", "due"))
+    assert found.shape == due.shape
+    # Vorbis chooses its windows by what it is given at once.
+    np.testing.assert_allclose(found, due, rtol=0, atol=0.2 if suffix == ".ogg" else 0)
+
+
+def test_a_part_that_is_not_finite_is_refused_and_a_suffix_knows_its_rates(tmp_path: Path) -> None:
+    parts = [np.zeros((1, 5), np.float32), np.full((1, 5), np.nan, np.float32)]
+    with pytest.raises(MediaError, match="not finite"):
+        media_audio.write_parts(tmp_path / "a.wav", iter(parts), 8000, 1, ".wav", [])
+    assert media_audio.holds(".wav", 12_345, 3) and media_audio.holds(".opus", 24_000, 2)
+    assert not media_audio.holds(".opus", 44_100, 1) and not media_audio.holds(".mp3", 8000, 3)

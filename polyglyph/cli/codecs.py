@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,13 @@ class Codecs:
 
         chosen = Tokenizers({grid.modality: self._that_made(grid) for grid in grids})
         return Pipeline(Parts(chosen), None, self.checkpoint).decode(grids)
+
+    def decode_parts(self, grids: Sequence[Any]) -> Iterator[Any] | None:
+        """A medium in parts that follow one another, where a codec gives it so; else None."""
+        tokenizer = self._that_made(grids[0])
+        if len(grids) != 1 or not hasattr(tokenizer, "decode_parts"):
+            return None
+        return tokenizer.decode_parts(grids[0])
 
     def _that_made(self, grid: Any) -> Any:
         first = self.of(grid.modality)

@@ -357,9 +357,16 @@ class _Detokenizing:
         self.outcome.note(f"wrote {n_made} files to {printable(self.results.path)}/{more}")
 
     def _make(self, codecs: Any, item: _Item, name: str, grids: Sequence[Any]) -> None:
+        from polyglyph.media import save_sound
+
         folder, made = self.results.path, {}
         mark = stamp(item.path)
-        for n, medium in enumerate(codecs.decode(grids)):
+        parts = codecs.decode_parts(grids)
+        if parts is not None:  # a sound, which may be hours long
+            for note in save_sound(parts, folder / name, force=True):
+                self.outcome.note(f"note: {printable(name)}: {note}")
+            made[name] = stamp(folder / name)
+        for n, medium in enumerate(codecs.decode(grids) if parts is None else ()):
             if n:
                 name = self.names.of(item.source, files.suffix_of(medium))
             # The first one's name was checked before the work began.

@@ -40,13 +40,14 @@ def _load(
     rows = tl.arange(0, ROWS)[:, None]
     columns = tl.arange(0, WIDTH)[None, :]
     at = base + rows * stride + columns
-    if WHOLE:
-        if WIDTH == D:
-            return tl.load(at)
+    if WHOLE and WIDTH == D:
+        return tl.load(at)
+    elif WHOLE:
         return tl.load(at, mask=columns < D, other=0.0)
-    if WIDTH == D:
+    elif WIDTH == D:
         return tl.load(at, mask=rows < n_rows, other=0.0)
-    return tl.load(at, mask=(rows < n_rows) & (columns < D), other=0.0)
+    else:
+        return tl.load(at, mask=(rows < n_rows) & (columns < D), other=0.0)
 
 
 @triton.jit
@@ -58,33 +59,24 @@ def _store(base, stride, n_rows, x, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: 
 
 
 @triton.jit
-def _query_bounds(bounds, plane, row, places, length, window, PACKED: tl.constexpr):
+def _query_bounds(bounds, plane, row, places, length, window):
     """First and last visible key of queries at `places`; first > last: it sees nothing."""
     inside = places < length
-    if PACKED:
-        at = bounds + row * length + places
-        first = tl.load(at, mask=inside, other=length)
-        last = tl.load(at + plane.to(tl.int64), mask=inside, other=-1)
-    else:
-        first = tl.where(inside, 0, length)
-        last = tl.where(inside, places, -1)
+    at = bounds + row * length + places
+    first = tl.load(at, mask=inside, other=length)
+    last = tl.load(at + plane.to(tl.int64), mask=inside, other=-1)
     return tl.maximum(first, places - window), last
 
 
 @triton.jit
-def _key_bounds(bounds, plane, row, places, length, window, PACKED: tl.constexpr):
+def _key_bounds(bounds, plane, row, places, length, window):
     """Of keys at `places`: the earliest query that sees it, the latest, and from which on all do;
     earliest > latest: nothing sees it."""
     inside = places < length
-    if PACKED:
-        at = bounds + row * length + places
-        stop = tl.load(at + 2 * plane.to(tl.int64), mask=inside, other=0)
-        earliest = tl.load(at + 3 * plane.to(tl.int64), mask=inside, other=length)
-        steady = tl.load(at + 4 * plane.to(tl.int64), mask=inside, other=length)
-    else:
-        stop = tl.where(inside, length, 0)
-        earliest = tl.where(inside, places, length)
-        steady = earliest
+    at = bounds + row * length + places
+    stop = tl.load(at + 2 * plane.to(tl.int64), mask=inside, other=0)
+    earliest = tl.load(at + 3 * plane.to(tl.int64), mask=inside, other=length)
+    steady = tl.load(at + 4 * plane.to(tl.int64), mask=inside, other=length)
     return earliest, tl.minimum(stop - 1, places + window), steady
 
 
@@ -119,7 +111,8 @@ def _weigh(raw, scale, softcap, SOFTCAP: tl.constexpr):
     if SOFTCAP:
         t = _tanh(raw * (scale / softcap))
         return t * (softcap * LOG2E), 1.0 - t * t
-    return raw * (scale * LOG2E), 1.0
+    else:  # a return after a branch's return would have to be of its type
+        return raw * (scale * LOG2E), 1.0
 
 
 @triton.jit
@@ -156,7 +149,7 @@ def forward_kernel(
     q, k, v, bounds, out, lse, stride_qb, stride_qh, STRIDE_Q: tl.constexpr, stride_kb, stride_kh,
     STRIDE_K: tl.constexpr, stride_vb, stride_vh, STRIDE_V: tl.constexpr, n_heads, group, plane,
     length, n_tiles, window, scale, softcap, D: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PACKED: tl.constexpr, SOFTCAP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SOFTCAP: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries of one head: output (B, T, N, D) and lse (B, N, T)."""
@@ -167,7 +160,7 @@ def forward_kernel(
     far = start.to(tl.int64)
     n_rows = length - start
     places = start + tl.arange(0, BLOCK_M)
-    first, last = _query_bounds(bounds, plane, row, places, length, window, PACKED)
+    first, last = _query_bounds(bounds, plane, row, places, length, window)
     begin, full, rest, end = _tiles(first, last, first, places, length, BLOCK_N)
 
     q += row * stride_qb + head * stride_qh + far * STRIDE_Q
@@ -189,7 +182,7 @@ def forward_kernel(
             softcap, BLOCK_N, D, WIDTH, SOFTCAP, False, INTERPRETED,
         )  # fmt: skip
 
-    alive = total > 0  # a row that saw nothing has sums of 0, and stays 0
+    alive = total != 0  # a row that saw nothing has sums of 0, and stays 0
     total = tl.where(alive, total, 1.0)
     acc = acc * (1.0 / total)[:, None]
     sums = tl.where(alive, (top + tl.log2(total)) * LN2, float("-inf"))
@@ -200,8 +193,9 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=["length", "n_tiles"])
 def delta_kernel(
-    out, d_out, lse, d_lse, binary, delta, stride_db, stride_dh, STRIDE_D: tl.constexpr, n_heads,
-    length, n_tiles, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
+    out, d_out, lse, d_lse, binary, delta, stride_ob, stride_oh, STRIDE_O: tl.constexpr, stride_db,
+    stride_dh, STRIDE_D: tl.constexpr, n_heads, length, n_tiles, D: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """Both (B, N, T) fp32: lse in units of log2, 0 where nothing is seen; and delta = sum over D
     of out * d_out - d_lse, which softmax takes off."""
@@ -212,9 +206,9 @@ def delta_kernel(
     far = start.to(tl.int64)
     n_rows = length - start
     places = start + tl.arange(0, BLOCK_M)
-    out += ((row * length + far) * n_heads + head) * D
+    out += row * stride_ob + head * stride_oh + far * STRIDE_O
     d_out += row * stride_db + head * stride_dh + far * STRIDE_D
-    o = _load(out, n_heads * D, n_rows, BLOCK_M, D, WIDTH, False).to(tl.float32)
+    o = _load(out, STRIDE_O, n_rows, BLOCK_M, D, WIDTH, False).to(tl.float32)
     d = _load(d_out, STRIDE_D, n_rows, BLOCK_M, D, WIDTH, False).to(tl.float32)
     at = (row * n_heads + head) * length + places
     sums = tl.load(lse + at, mask=places < length, other=0.0)
@@ -227,7 +221,7 @@ def delta_kernel(
 def _keys_tile(
     dk, dv, k, v, q_base, d_base, lse, delta, bounds, plane, row, stride_q: tl.constexpr,
     stride_d: tl.constexpr, length, window, keys, tile, scale, softcap, BLOCK_M: tl.constexpr,
-    D: tl.constexpr, WIDTH: tl.constexpr, PACKED: tl.constexpr, SOFTCAP: tl.constexpr,
+    D: tl.constexpr, WIDTH: tl.constexpr, SOFTCAP: tl.constexpr,
     WITH_K: tl.constexpr, WITH_V: tl.constexpr, WHOLE: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries into a key tile's sums; everything transposed, (keys, queries)."""
@@ -244,7 +238,7 @@ def _keys_tile(
     else:
         inside = places < length
         sums = tl.load(lse + places, mask=inside, other=0.0)
-        first, last = _query_bounds(bounds, plane, row, places, length, window, PACKED)
+        first, last = _query_bounds(bounds, plane, row, places, length, window)
         visible = (first[None, :] <= keys[:, None]) & (keys[:, None] <= last[None, :])
         p = tl.exp2(tl.where(visible, scores - sums[None, :], HIDDEN))
         shift = tl.load(delta + places, mask=inside, other=0.0) if WITH_K else sums
@@ -266,13 +260,13 @@ def keys_kernel(
     stride_kb, stride_kh, STRIDE_K: tl.constexpr, stride_vb, stride_vh, STRIDE_V: tl.constexpr,
     stride_db, stride_dh, STRIDE_D: tl.constexpr, n_kv_heads, group, plane, length, n_tiles, window,
     scale, softcap, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, PACKED: tl.constexpr, SOFTCAP: tl.constexpr,
+    BLOCK_N: tl.constexpr, SOFTCAP: tl.constexpr,
     WITH_K: tl.constexpr, WITH_V: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of a tile of keys: the group's query heads one after another, in order.
 
-    WITH_K, WITH_V: which of them; with heads of 256 the sums of both don't fit the registers, and
-    a second loop without masks costs the few that would spill."""
+    WITH_K, WITH_V: which of them; with heads of 256 the sums of both don't fit the registers.
+    There, and with a softcap's slopes, the loop without masks costs more of them than are left."""
     program = tl.program_id(0)
     start = program % n_tiles * BLOCK_N
     row = (program // n_tiles // n_kv_heads).to(tl.int64)
@@ -280,9 +274,10 @@ def keys_kernel(
     far = start.to(tl.int64)
     n_rows = length - start
     keys = start + tl.arange(0, BLOCK_N)
-    earliest, latest, steady = _key_bounds(bounds, plane, row, keys, length, window, PACKED)
+    earliest, latest, steady = _key_bounds(bounds, plane, row, keys, length, window)
     begin, full, rest, end = _tiles(earliest, latest, steady, keys, length, BLOCK_M)
-    if WITH_K != WITH_V:
+    TWO_LOOPS: tl.constexpr = WITH_K and WITH_V and not SOFTCAP
+    if not TWO_LOOPS:
         rest = full
 
     k += row * stride_kb + head * stride_kh + far * STRIDE_K
@@ -296,19 +291,19 @@ def keys_kernel(
         q_head = q + row * stride_qb + query_head * stride_qh
         d_head = d_out + row * stride_db + query_head * stride_dh
         sums = (row * n_kv_heads * group + query_head) * length
-        if WITH_K == WITH_V:
+        if TWO_LOOPS:
             for tile in range(full, rest):
                 dk_tile, dv_tile = _keys_tile(
                     dk_tile, dv_tile, k_tile, v_tile, q_head, d_head, lse + sums, delta + sums,
                     bounds, plane, row, STRIDE_Q, STRIDE_D, length, window, keys, tile, scale,
-                    softcap, BLOCK_M, D, WIDTH, PACKED, SOFTCAP, WITH_K, WITH_V, True, INTERPRETED,
+                    softcap, BLOCK_M, D, WIDTH, SOFTCAP, WITH_K, WITH_V, True, INTERPRETED,
                 )  # fmt: skip
         for i in range(0, end - begin - (rest - full)):
             tile = begin + i + tl.where(begin + i < full, 0, rest - full)
             dk_tile, dv_tile = _keys_tile(
                 dk_tile, dv_tile, k_tile, v_tile, q_head, d_head, lse + sums, delta + sums, bounds,
                 plane, row, STRIDE_Q, STRIDE_D, length, window, keys, tile, scale, softcap,
-                BLOCK_M, D, WIDTH, PACKED, SOFTCAP, WITH_K, WITH_V, False, INTERPRETED,
+                BLOCK_M, D, WIDTH, SOFTCAP, WITH_K, WITH_V, False, INTERPRETED,
             )  # fmt: skip
 
     to = ((row * length + far) * n_kv_heads + head) * D
@@ -348,7 +343,7 @@ def queries_kernel(
     stride_kh, STRIDE_K: tl.constexpr, stride_vb, stride_vh, STRIDE_V: tl.constexpr, stride_db,
     stride_dh, STRIDE_D: tl.constexpr, n_heads, group, plane, length, n_tiles, window, scale,
     softcap, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PACKED: tl.constexpr, SOFTCAP: tl.constexpr, INTERPRETED: tl.constexpr,
+    SOFTCAP: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """dQ of a tile of queries of one head."""
     program = tl.program_id(0)
@@ -358,7 +353,7 @@ def queries_kernel(
     far = start.to(tl.int64)
     n_rows = length - start
     places = start + tl.arange(0, BLOCK_M)
-    first, last = _query_bounds(bounds, plane, row, places, length, window, PACKED)
+    first, last = _query_bounds(bounds, plane, row, places, length, window)
     begin, full, rest, end = _tiles(first, last, first, places, length, BLOCK_N)
 
     q += row * stride_qb + head * stride_qh + far * STRIDE_Q

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,8 +36,7 @@ class Tile:
     stages: int
 
 
-# Architecture -> kernel -> (head size rounded up, fp32 or not) -> tile. 80's fit the 99 KiB of
-# shared memory of 86, 89 and 120 too.
+# fp32 is multiplied without tensor cores, whose sums take more registers: small tiles.
 _FP32 = {
     "forward": {
         (32, True): Tile(64, 32, 8, 1),
@@ -48,7 +48,7 @@ _FP32 = {
         (32, True): Tile(32, 32, 8, 1),
         (64, True): Tile(32, 32, 8, 1),
         (128, True): Tile(16, 32, 8, 1),
-        (256, True): Tile(16, 16, 4, 1),
+        (256, True): Tile(16, 32, 8, 1),
     },
     "queries": {
         (32, True): Tile(32, 32, 8, 1),
@@ -57,6 +57,9 @@ _FP32 = {
         (256, True): Tile(16, 16, 4, 1),
     },
 }
+# Architecture -> kernel -> (head size rounded up, fp32 or not) -> tile. 80's are small, for the
+# 99 KiB of shared memory of 86, 89 and 120. On 90 the sums of eight warps want 128 rows: with 64
+# half of the warps would do the other half's work again.
 TILES: dict[int, dict[str, dict[tuple[int, bool], Tile]]] = {
     80: {
         "forward": {
@@ -94,7 +97,7 @@ TILES: dict[int, dict[str, dict[tuple[int, bool], Tile]]] = {
             (32, False): Tile(64, 128, 8, 2),
             (64, False): Tile(64, 128, 8, 2),
             (128, False): Tile(32, 128, 8, 2),
-            (256, False): Tile(32, 128, 8, 2),
+            (256, False): Tile(16, 128, 8, 2),
         },
         "queries": {
             **_FP32["queries"],
@@ -109,12 +112,17 @@ SMALLEST = 32
 INTERPRETED = {"forward": Tile(64, 32, 4, 1), "keys": Tile(32, 64, 4, 1)}
 
 
-def tile_of(kernel: str, d_head: int, dtype: torch.dtype, architecture: int) -> Tile:
+def tile_of(
+    kernel: str, d_head: int, dtype: torch.dtype, architecture: int, softcap: bool = False
+) -> Tile:
     """The tile of "forward", "keys" or "queries"; architecture 80, 90, or 0: the interpreter."""
     if not architecture:
         return INTERPRETED.get(kernel, INTERPRETED["forward"])
     width = max(SMALLEST, triton.next_power_of_2(d_head))
-    return TILES[architecture][kernel][width, dtype == torch.float32]
+    tile = TILES[architecture][kernel][width, dtype == torch.float32]
+    if softcap and kernel == "keys":  # the slopes take as many registers as the weights
+        tile = replace(tile, m=max(16, tile.m // 2))
+    return tile
 
 
 def _architecture(device: torch.device) -> int:
@@ -134,6 +142,8 @@ def attention_triton(
 ) -> tuple[Tensor, Tensor]:
     """(out, lse) of `attention`; bounds: `Packing.bounds`, None: causal over whole rows."""
     window = q.shape[2] if window is None else min(window, q.shape[2])
+    if bounds is None:
+        bounds = _causal_bounds(q.shape[0], q.shape[2], q.device)
     out, lse = forward_op(q, k, v, bounds, scale, window, softcap or 0.0)
     return out, lse
 
@@ -143,7 +153,7 @@ def forward_op(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    bounds: Tensor | None,
+    bounds: Tensor,
     scale: float,
     window: int,
     softcap: float,
@@ -153,13 +163,14 @@ def forward_op(
     batch, n_heads, length, d_head = q.shape
     tile = tile_of("forward", d_head, q.dtype, _architecture(q.device))
     n_tiles = triton.cdiv(length, tile.m)
-    forward_kernel[(n_tiles * batch * n_heads,)](
-        *(q, k, v, bounds, out, lse, *_strides(q, k, v)),
-        *(n_heads, n_heads // k.shape[1], batch * length, length, n_tiles),
-        *(window, scale, softcap),
-        **_options(tile, d_head),
-        **_variant(bounds, softcap),
-    )
+    with _on(q.device):
+        forward_kernel[(n_tiles * batch * n_heads,)](
+            *(q, k, v, bounds, out, lse, *_strides(q, k, v)),
+            *(n_heads, n_heads // k.shape[1], batch * length, length, n_tiles),
+            *(window, scale, softcap),
+            **_options(tile, d_head),
+            **_variant(softcap),
+        )
     return out, lse
 
 
@@ -168,7 +179,7 @@ def _(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    bounds: Tensor | None,
+    bounds: Tensor,
     scale: float,
     window: int,
     softcap: float,
@@ -185,45 +196,46 @@ def backward_op(
     lse: Tensor,
     d_out: Tensor,
     d_lse: Tensor,
-    bounds: Tensor | None,
+    bounds: Tensor,
     scale: float,
     window: int,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v, d_out, d_lse = _rows(q), _rows(k), _rows(v), _rows(d_out), d_lse.contiguous()
+    q, k, v, out, d_out = _rows(q), _rows(k), _rows(v), _rows(out), _rows(d_out)
+    lse, d_lse = lse.contiguous(), d_lse.contiguous()
     dq, dk, dv = _empty(q), _empty(k), _empty(v)
     binary, delta = torch.empty_like(lse), torch.empty_like(lse)
     batch, n_heads, length, d_head = q.shape
-    n_kv_heads = k.shape[1]
-    group, architecture = n_heads // n_kv_heads, _architecture(q.device)
-    rows = _delta_tile(d_head)
-    n_tiles = triton.cdiv(length, rows.m)
-    delta_kernel[(n_tiles * batch * n_heads,)](
-        *(out, d_out, lse, d_lse, binary, delta, *_strides(d_out), n_heads, length, n_tiles),
-        **_options(rows, d_head),
-    )
-    strides = _strides(q, k, v, d_out)
-    sizes = (group, batch * length, length)
-    variant = _variant(bounds, softcap)
-    tile = tile_of("keys", d_head, q.dtype, architecture)
-    n_tiles = triton.cdiv(length, tile.n)
-    for with_k, with_v in _halves(d_head):
-        keys_kernel[(n_tiles * batch * n_kv_heads,)](
-            *(q, k, v, d_out, bounds, binary, delta, dk, dv, *strides, n_kv_heads, *sizes, n_tiles),
-            *(window, scale, softcap),
+    n_kv_heads, architecture = k.shape[1], _architecture(q.device)
+    strides, sizes = _strides(q, k, v, d_out), (n_heads // n_kv_heads, batch * length, length)
+    variant, rule = _variant(softcap), (window, scale, softcap)
+    with _on(q.device):
+        tile = _delta_tile(d_head)
+        n_tiles = triton.cdiv(length, tile.m)
+        delta_kernel[(n_tiles * batch * n_heads,)](
+            *(out, d_out, lse, d_lse, binary, delta, *_strides(out, d_out)),
+            *(n_heads, length, n_tiles),
+            **_options(tile, d_head),
+        )
+        tile = tile_of("keys", d_head, q.dtype, architecture, softcap > 0)
+        n_tiles = triton.cdiv(length, tile.n)
+        for with_k, with_v in _halves(d_head):
+            keys_kernel[(n_tiles * batch * n_kv_heads,)](
+                *(q, k, v, d_out, bounds, binary, delta, dk, dv, *strides),
+                *(n_kv_heads, *sizes, n_tiles, *rule),
+                **_options(tile, d_head),
+                **variant,
+                WITH_K=with_k,
+                WITH_V=with_v,
+            )
+        tile = tile_of("queries", d_head, q.dtype, architecture)
+        n_tiles = triton.cdiv(length, tile.m)
+        queries_kernel[(n_tiles * batch * n_heads,)](
+            *(q, k, v, d_out, bounds, binary, delta, dq, *strides),
+            *(n_heads, *sizes, n_tiles, *rule),
             **_options(tile, d_head),
             **variant,
-            WITH_K=with_k,
-            WITH_V=with_v,
         )
-    tile = tile_of("queries", d_head, q.dtype, architecture)
-    n_tiles = triton.cdiv(length, tile.m)
-    queries_kernel[(n_tiles * batch * n_heads,)](
-        *(q, k, v, d_out, bounds, binary, delta, dq, *strides, n_heads, *sizes, n_tiles),
-        *(window, scale, softcap),
-        **_options(tile, d_head),
-        **variant,
-    )
     return dq, dk, dv
 
 
@@ -245,6 +257,21 @@ def _differentiate(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | Non
 
 
 forward_op.register_autograd(_differentiate, setup_context=_save)
+
+
+def _causal_bounds(batch: int, length: int, device: torch.device) -> Tensor:
+    """`Packing.bounds` of whole rows. Kernels that know the diagonal without reading it spilled 48
+    bytes where those that read do not (dK and dV, heads of 128)."""
+    place = torch.arange(length, dtype=torch.int32, device=device)
+    rows = torch.stack(
+        [torch.zeros_like(place), place, torch.full_like(place, length), place, place]
+    )
+    return rows.unsqueeze(1).expand(5, batch, length).contiguous()
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Launches go to the current GPU, which needn't be the tensors'."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -278,86 +305,70 @@ def _options(tile: Tile, d_head: int) -> dict[str, Any]:
     return {**sizes, "num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
 
 
-def _variant(bounds: Tensor | None, softcap: float) -> dict[str, bool]:
-    return {"PACKED": bounds is not None, "SOFTCAP": softcap > 0, "INTERPRETED": INTERPRET}
+def _variant(softcap: float) -> dict[str, bool]:
+    return {"SOFTCAP": softcap > 0, "INTERPRETED": INTERPRET}
 
 
-def _signature(kernel: Any, kind: str, constants: dict[str, Any]) -> dict[str, str]:
+def _compilation(
+    name: str,
+    kernel: Any,
+    kind: str,
+    d_head: int,
+    tile: Tile,
+    constants: dict[str, Any],
+    architectures: tuple[int, ...] = (80, 90),
+) -> Compilation:
+    """`kernel` as it is launched for 16 heads over 4, laid out (B, T, N, K)."""
+    options = _options(tile, d_head)
+    launch = {key: options.pop(key) for key in ("num_warps", "num_stages", "enable_fp_fusion")}
+    heads = {"STRIDE_Q": 16, "STRIDE_K": 4, "STRIDE_V": 4, "STRIDE_O": 16, "STRIDE_D": 16}
+    constants = options | {n: x * d_head for n, x in heads.items()} | constants
+    constants = {n: x for n, x in constants.items() if n in kernel.arg_names}
     types = {"bounds": "*i32", "scale": "fp32", "softcap": "fp32"}
     types |= dict.fromkeys(("lse", "d_lse", "binary", "delta"), "*fp32")
     types |= dict.fromkeys(("q", "k", "v", "out", "d_out", "dq", "dk", "dv"), f"*{kind}")
     types |= dict.fromkeys(constants, "constexpr")
-    return {name: types.get(name, "i32") for name in kernel.arg_names}
-
-
-def _compilation(
-    kind: str, kernel: str, d_head: int, architecture: int, packed: bool = True, cap: bool = False
-) -> list[Compilation]:
-    """One configuration of one kernel (two for the keys of wide heads), 16 heads over 4."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[kind]
-    function = {"forward": forward_kernel, "keys": keys_kernel, "queries": queries_kernel}[kernel]
-    tile = tile_of(kernel, d_head, dtype, architecture)
-    options = _options(tile, d_head)
-    warps, stages = options.pop("num_warps"), options.pop("num_stages")
-    fusion = options.pop("enable_fp_fusion")
-    constants = options | {"PACKED": packed, "SOFTCAP": cap, "INTERPRETED": False}
-    strides = {"STRIDE_Q": 16, "STRIDE_K": 4, "STRIDE_V": 4, "STRIDE_D": 16}
-    constants |= {n: x * d_head for n, x in strides.items() if n in function.arg_names}
-    constants |= {} if packed else {"bounds": None}
-    mask = ("documents" if packed else "causal") + (" softcap" if cap else "")
-    made = []
-    for with_k, with_v in _halves(d_head) if kernel == "keys" else [(False, False)]:
-        parts = {"WITH_K": with_k, "WITH_V": with_v} if kernel == "keys" else {}
-        part = "" if with_k == with_v else " dK" if with_k else " dV"
-        signature = _signature(function, kind, constants | parts)
-        made.append(
-            Compilation(
-                name=f"attention {kernel}{part} d{d_head} {kind} {mask}",
-                kernel=function,
-                signature=signature,
-                constants=constants | parts,
-                num_warps=warps,
-                num_stages=stages,
-                divisible=tuple(n for n, t in signature.items() if t[0] == "*" or "stride" in n),
-                architectures=(architecture,),
-                opcodes={} if kind == "fp32" else {90: ("HGMMA",), 80: ("HMMA",)},
-                enable_fp_fusion=fusion,
-            )
-        )
-    return made
-
-
-def _delta_compilation(kind: str, d_head: int) -> Compilation:
-    options = _options(_delta_tile(d_head), d_head)
-    warps, stages = options.pop("num_warps"), options.pop("num_stages")
-    fusion, constants = options.pop("enable_fp_fusion"), options | {"STRIDE_D": 16 * d_head}
-    signature = _signature(delta_kernel, kind, constants)
+    signature = {n: types.get(n, "i32") for n in kernel.arg_names}
     return Compilation(
-        name=f"attention delta d{d_head} {kind}",
-        kernel=delta_kernel,
+        name=f"attention {name} d{d_head} {kind}",
+        kernel=kernel,
         signature=signature,
         constants=constants,
-        num_warps=warps,
-        num_stages=stages,
         divisible=tuple(n for n, t in signature.items() if t[0] == "*" or "stride" in n),
-        enable_fp_fusion=fusion,
+        architectures=architectures,
+        # Products of fp32 don't go to the tensor cores.
+        opcodes={} if kind == "fp32" or kernel is delta_kernel else {90: ("HGMMA",), 80: ("HMMA",)},
+        **launch,
     )
 
 
+def _forms(kind: str, d_head: int, architecture: int, cap: bool = False) -> Iterator[Compilation]:
+    """The forward and both backward kernels of one dtype and head size."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[kind]
+    variant: dict[str, Any] = {"SOFTCAP": cap, "INTERPRETED": False}
+    kernels = {"forward": forward_kernel, "keys": keys_kernel, "queries": queries_kernel}
+    for name, kernel in kernels.items():
+        tile = tile_of(name, d_head, dtype, architecture, cap)
+        for with_k, with_v in _halves(d_head) if name == "keys" else [(True, True)]:
+            part = name + ("" if with_k == with_v else " dK" if with_k else " dV")
+            part += " softcap" if cap else ""
+            constants = variant | {"WITH_K": with_k, "WITH_V": with_v}
+            yield _compilation(part, kernel, kind, d_head, tile, constants, (architecture,))
+
+
 def _compilations() -> Iterator[Compilation]:
-    """Every tile once; the other forms of a kernel (fp16, no documents, softcap) with heads of 128,
+    """Every tile once; the other forms of a kernel (fp16, softcap) with heads of 128,
     whose registers are the fullest."""
     for architecture in (90, 80):
         for d_head in (128, 64, 256, 32):
-            for kernel in ("forward", "keys", "queries"):
-                yield from _compilation("bf16", kernel, d_head, architecture)
-                yield from _compilation("fp32", kernel, d_head, architecture)
-    for kernel in ("forward", "keys", "queries"):
-        yield from _compilation("fp16", kernel, 128, 90)
-        yield from _compilation("bf16", kernel, 128, 90, packed=False)
-        yield from _compilation("bf16", kernel, 128, 90, cap=True)
+            yield from _forms("bf16", d_head, architecture)
     for d_head in (128, 256):
-        yield _delta_compilation("bf16", d_head)
+        yield _compilation("delta", delta_kernel, "bf16", d_head, _delta_tile(d_head), {})
+    yield from _forms("bf16", 128, 90, cap=True)
+    yield from _forms("fp16", 128, 90)
+    for architecture in (90, 80):
+        for d_head in (128, 64, 256, 32):
+            yield from _forms("fp32", d_head, architecture)
 
 
 COMPILATIONS = list(_compilations())

@@ -50,7 +50,7 @@ def _cut(canvas: np.ndarray, rng: np.random.Generator, side: int) -> np.ndarray:
     whole = min(whole, CANVAS)
     y, x = rng.integers(CANVAS - whole + 1, size=2)
     cut = canvas[y : y + whole, x : x + whole]
-    cut = np.rot90(cut, rng.integers(4))
+    cut = np.rot90(cut, int(rng.integers(4)))
     if rng.random() < 0.5:
         cut = cut[:, ::-1]
     if whole != side:

@@ -50,6 +50,7 @@ from polyglyph.train.runlog import (
     StopSignals,
     peak_bytes,
 )
+from polyglyph.train.starting import start_model
 
 # What `loss.text_head` speaks of.
 WRITTEN = "text"
@@ -85,7 +86,8 @@ class ModelLossConfig(Config):
 
 
 class ModelRun(Config):
-    """A whole model run. `[model]` is that of the transformer, without vocabulary_size."""
+    """A whole model run. `[model]` is that of the transformer, without vocabulary_size; its `init`
+    names a checkpoint or run of the same shape and codecs to train on from."""
 
     run: RunSection
     sequence: SequenceConfig = SequenceConfig()
@@ -129,7 +131,8 @@ def model_config(config: ModelRun, grammar: Grammar) -> ModelConfig:
     given = config.model.get("vocabulary_size", size)
     if given != size:
         raise ConfigError(f"model.vocabulary_size is {given}, the codecs make {size}; leave it out")
-    made = build(ModelConfig, {**config.model, "vocabulary_size": size}, "[model]")
+    shape = {key: value for key, value in config.model.items() if key != "init"}
+    made = build(ModelConfig, {**shape, "vocabulary_size": size}, "[model]")
     if config.data.row_length > made.context:
         raise ConfigError(
             f"data.row_length = {config.data.row_length} is beyond model.context = "
@@ -196,6 +199,8 @@ class ModelTraining:
         self.slots = SlotTable(self.grammar, config.loss.text_head, self.device)
         torch.manual_seed(config.run.seed)
         self.model = Transformer(shape).to(self.device)
+        if "init" in config.model:
+            start_model(self.model, self.grammar, str(config.model["init"]))
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.step = 0
         self.n_ids = 0

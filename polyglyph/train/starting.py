@@ -1,5 +1,5 @@
-"""What a codec run starts from: a fresh net, the trunk or the whole of a trained one, and what of
-it stays frozen.
+"""What a run starts from: a fresh net, the trunk or the whole of a trained one, and what of it
+stays frozen.
 
 Knows the sections of a run and the table of tokenizers; nothing of steps, losses or files of runs.
 """
@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from polyglyph.checkpoint import find_checkpoint
+from polyglyph.assembly import load_model
+from polyglyph.checkpoint import find_checkpoint, read_manifest
 from polyglyph.config import build
 from polyglyph.errors import ConfigError
 from polyglyph.lookup import find
+from polyglyph.sequence.grammar import Grammar
 from polyglyph.tokenizers import TABLE, load_tokenizer
 from polyglyph.tokenizers.base import read_codec_json
 from polyglyph.tokenizers.neural import inference_state
@@ -57,6 +59,28 @@ def make_net(config: Any) -> tuple[nn.Module, type]:
     else:
         net.quantizer.attach_learner()
     return net, tokenizer_class
+
+
+def start_model(model: Any, grammar: Grammar, path: str) -> None:
+    """The weights of another run's or checkpoint's model (`model.init`), in place.
+
+    ConfigError unless it has the same vocabulary, codecs and shape: its rows mean those ids."""
+    folder = find_checkpoint(path)
+    manifest = read_manifest(folder)
+    marks = {span: entry["fingerprint"] for span, entry in manifest["tokenizers"].items()}
+    if manifest["kind"] != "model":
+        raise ConfigError(f"model.init: {path} is a {manifest['kind']}, expected a model")
+    if manifest["vocabulary_sha256"] != grammar.vocabulary.sha256 or marks != grammar.fingerprints:
+        raise ConfigError(
+            f"model.init: the ids of {path} stand for other codes; take its codecs "
+            f"(sequence.checkpoint = {path!r}) for this run and its shards"
+        )
+    trained = load_model(folder, manifest)
+    ours, theirs = model.config.model_dump(), trained.config.model_dump()
+    for name in ours:
+        if ours[name] != theirs[name]:
+            raise ConfigError(f"model.{name} is {ours[name]}, that of model.init {theirs[name]}")
+    model.load_state_dict(trained.state_dict())
 
 
 def _start_from(net: nn.Module, path: str, modality: str, whole: bool) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from polyglyph.data.media_batches import MediaDataConfig
 from polyglyph.tokenizers.features import perceptual_loss
 from polyglyph.tokenizers.losses import ImageLossConfig
 from polyglyph.tokenizers.neural import CodecStep
@@ -26,13 +27,13 @@ def net_of(loss: Any, **more: Any) -> Any:
 def test_a_perceptual_loss_is_taken_of_what_was_reconstructed() -> None:
     loss = ImageLossConfig(perceptual=0.5, perceptual_net="random")
     net = net_of(loss)
-    criteria = Criteria(net)
+    criteria = Criteria(net, MediaDataConfig(), 0)
     x, y, batch = (torch.rand(2, 3, 16, 16) for _ in range(3))
     distance = perceptual_loss(loss)
     assert distance is not None
     for target, due in ((None, batch), (y, y)):
         out = CodecStep({}, x, torch.zeros(1), target=target)
-        found = criteria.losses(net, batch, out)
+        found = criteria.losses(net, batch, out, 0)
         assert set(found) == {"perceptual"}
         assert float(found["perceptual"]) == pytest.approx(0.5 * float(distance(x, due)))
     assert criteria.labels() == {"perceptual_net": "small net, random weights"}
@@ -60,11 +61,11 @@ def test_a_teacher_trains_the_encoder_through_the_first_codes(
     torch.manual_seed(0)
     quantizer = Quantizer(QuantizerConfig(kind="rvq", codebook_size=8, n_codebooks=2, d_code=4), 6)
     net = net_of(loss, quantizer=quantizer)
-    criteria = Criteria(net)
+    criteria = Criteria(net, MediaDataConfig(), 0)
     latents = torch.randn(2, 9, 6, requires_grad=True)
     codes = quantizer.encode(latents)
     sound = torch.randn(2, 1, 40)
-    found = criteria.losses(net, sound, CodecStep({}, sound, codes, latents=latents))
+    found = criteria.losses(net, sound, CodecStep({}, sound, codes, latents=latents), 0)
     found["semantic"].backward()
     assert latents.grad is not None and float(latents.grad.norm()) > 0
     assert {k for k, p in criteria.named_parameters() if p.grad is not None} == {
@@ -73,13 +74,13 @@ def test_a_teacher_trains_the_encoder_through_the_first_codes(
     }
     assert criteria.labels() == {"teacher": "there"}
     half = net_of(loss.model_copy(update={"semantic": 1.0}), quantizer=quantizer)
-    other = Criteria(half)
+    other = Criteria(half, MediaDataConfig(), 0)
     other.load_state_dict(criteria.state_dict())
-    again = other.losses(half, sound, CodecStep({}, sound, codes, latents=latents))
+    again = other.losses(half, sound, CodecStep({}, sound, codes, latents=latents), 0)
     assert float(again["semantic"].detach()) == pytest.approx(float(found["semantic"].detach()) / 2)
 
 
 def test_no_weight_means_no_net() -> None:
     for loss in (ImageLossConfig(), AudioLossConfig()):
-        criteria = Criteria(net_of(loss))
-        assert criteria.labels() == {} and not criteria.losses(None, torch.ones(1), None)  # type: ignore[arg-type]
+        criteria = Criteria(net_of(loss), MediaDataConfig(), 0)
+        assert criteria.labels() == {} and not criteria.losses(None, torch.ones(1), None, 0)  # type: ignore[arg-type]

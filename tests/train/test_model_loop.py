@@ -289,3 +289,34 @@ def test_run_json_describes_the_corpus(home, tmp_path):
     assert said["n_parameters"] == sum(
         value.numel() for name, value in weights_of(tmp_path / "r").items() if name[:6] == "model."
     )
+
+
+def test_a_run_begins_from_another_ones_weights(home, tmp_path):
+    train_model(run_of(home), tmp_path / "first")
+    first = load_model(*loaded(tmp_path / "first"))
+    training = ModelTraining(run_of(home, model={"init": str(tmp_path / "first")}))
+    state = training.model.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in first.state_dict().items())
+    train_model(training.config, tmp_path / "second")
+    second = load_model(*loaded(tmp_path / "second"))
+    assert any(not torch.equal(v, first.state_dict()[k]) for k, v in second.state_dict().items())
+
+
+def test_a_start_from_another_shape_or_other_codes_is_refused(home, tmp_path):
+    train_model(run_of(home, run={"steps": 1}), tmp_path / "first")
+    init = {"init": str(tmp_path / "first")}
+    with pytest.raises(ConfigError, match=r"model.d_ff is 40, that of model.init 48"):
+        ModelTraining(run_of(home, model={**init, "d_ff": 40}))
+    wider = run_of(home, model=init, sequence={"n_sizes": 9})
+    parts = load_sequence(wider.sequence)
+    prepare(Places(), parts.tokenizers, parts.grammar, tmp_path / "shards")
+    wider = run_of(
+        home, model=init, sequence={"n_sizes": 9}, data={"shards": str(tmp_path / "shards")}
+    )
+    with pytest.raises(ConfigError, match=r"ids of .* stand for other codes; take its codecs"):
+        ModelTraining(wider)
+
+
+def loaded(run: Path) -> tuple[Path, dict]:
+    folder = find_checkpoint(run)
+    return folder, read_manifest(folder)

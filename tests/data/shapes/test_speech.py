@@ -7,8 +7,14 @@ import sys
 import numpy as np
 import pytest
 
-from polyglyph.data.shapes.speech import MAX_CHARACTERS, SAMPLE_RATE, speech, speech_samples
-from polyglyph.errors import InputError, MissingExtraError
+from polyglyph.data.shapes.speech import (
+    MAX_CHARACTERS,
+    SAMPLE_RATE,
+    Speaker,
+    speech,
+    speech_samples,
+)
+from polyglyph.errors import InputError, MachineError, MissingExtraError
 
 
 def test_a_text_gives_the_same_samples_whatever_was_said_before():
@@ -27,6 +33,16 @@ def test_speech_is_audio_of_one_channel_and_longer_for_more_words():
     short, long = speech("red"), speech("a red circle above a blue square")
     assert short.sample_rate == SAMPLE_RATE and short.samples.shape[0] == 1
     assert 0.2 < short.duration_s < long.duration_s < 5
+
+
+def test_speakers_differ_and_a_voice_that_is_not_there_spoils_nothing():
+    pytest.importorskip("espeakng_loader")
+    plain = speech_samples("red ring")
+    with pytest.raises(MachineError, match="no voice named xx-none"):
+        speech_samples("red ring", Speaker("xx-none"))
+    assert np.array_equal(speech_samples("red ring"), plain)
+    slow = speech_samples("red ring", Speaker("en-us+f3", words_a_minute=100, pitch=80))
+    assert len(slow) > 1.2 * len(plain)
 
 
 @pytest.mark.parametrize("text", ["", " \n", "a\0b", "x" * (MAX_CHARACTERS + 1)])

@@ -63,8 +63,8 @@ def attention(
     what `pack` says; with `mask`, bool (B or 1, 1, T, S), exactly what it allows (the KV cache's
     way, which has no window, softcap or lse). scale: K^-0.5 by default. window: keys more than that
     many places before the query are hidden. softcap c: scores become c tanh(score / c) (Gemma 2,
-    arXiv:2408.00118). Query head n reads key head n // (N / Nkv). bf16, fp16, fp32, fp64 (fp64: on
-    the torch path always); products in the inputs' dtype, softmax in fp32.
+    arXiv:2408.00118). Query head n reads key head n // (N / Nkv). bf16, fp16, fp32, fp64 (fp64,
+    and fp32 with K > 128: always on the torch path); products in that dtype, softmax in fp32.
 
     Returns (B, N, T, K) in q's dtype, laid out (B, T, N, K) where that costs nothing; with
     `return_lse` also (B, N, T), the natural log of the sum of exponentials, fp32 (fp64 for fp64).
@@ -88,7 +88,9 @@ def attention(
 def _dispatch(
     q: Tensor, k: Tensor, v: Tensor, packing: Packing | None, rule: Rule, with_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
-    if q.dtype != torch.float64 and backend.pick("attention", q) == "triton":
+    # Without tensor cores the sums of fp32 dK spill at 256 in every tile that was tried on sm_90.
+    wide = q.dtype == torch.float64 or (q.dtype == torch.float32 and q.shape[3] > 128)
+    if not wide and backend.pick("attention", q) == "triton":
         from polyglyph.kernels.attention_triton import attention_triton
 
         bounds = None if packing is None else packing.bounds

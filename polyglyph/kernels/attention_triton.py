@@ -42,19 +42,16 @@ _FP32 = {
         (32, True): Tile(64, 32, 8, 1),
         (64, True): Tile(64, 32, 8, 1),
         (128, True): Tile(32, 32, 8, 1),
-        (256, True): Tile(32, 16, 8, 1),
     },
     "keys": {
         (32, True): Tile(32, 32, 8, 1),
         (64, True): Tile(32, 32, 8, 1),
         (128, True): Tile(16, 32, 8, 1),
-        (256, True): Tile(16, 32, 8, 1),
     },
     "queries": {
         (32, True): Tile(32, 32, 8, 1),
         (64, True): Tile(32, 32, 8, 1),
         (128, True): Tile(32, 32, 8, 1),
-        (256, True): Tile(16, 16, 4, 1),
     },
 }
 # Architecture -> kernel -> (head size rounded up, fp32 or not) -> tile. 80's are small, for the
@@ -367,7 +364,7 @@ def _compilations() -> Iterator[Compilation]:
     yield from _forms("bf16", 128, 90, cap=True)
     yield from _forms("fp16", 128, 90)
     for architecture in (90, 80):
-        for d_head in (128, 64, 256, 32):
+        for d_head in (128, 64, 32):
             yield from _forms("fp32", d_head, architecture)
 
 

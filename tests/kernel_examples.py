@@ -115,9 +115,14 @@ def _run(
             drawn = torch.randn(named[name].shape, generator=generator)
             drawn = drawn.to((named if ours is None else ours)[name].dtype)
             weights.append(drawn.to(named[name]))
+        # An output that is constant on one side (lse over one key) has gradients of zero there.
+        given = [(named[n], w) for n, w in zip(paths, weights) if named[n].requires_grad]
+        outs, weights = [out for out, _ in given], [weight for _, weight in given]
         wanted = [inputs[name] for name in example.gradients]
-        found = torch.autograd.grad([named[name] for name in paths], wanted, weights)
-        named |= {f"gradient of {n}": g for n, g in zip(example.gradients, found, strict=True)}
+        found = torch.autograd.grad(outs, wanted, weights, allow_unused=True)
+        for name, tensor, gradient in zip(example.gradients, wanted, found, strict=True):
+            known = torch.zeros_like(tensor) if gradient is None else gradient
+            named[f"gradient of {name}"] = known
     return named
 
 

@@ -13,10 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from polyglyph.kernels.backend import architecture
+from polyglyph.kernels.backend import architecture, interpreting
 from polyglyph.kernels.contract import Compilation
 
-N_PARTS = 528  # programs of the backward at most: four per multiprocessor of an H100
+# Programs of the backward at most: four per multiprocessor of an H100; in the interpreter, where a
+# program costs 5 ms, few, so that small inputs have several tiles a part and a last part with less.
+N_PARTS = 3 if interpreting() else 528
 # architecture -> widest row (rounded up to a power of two) -> (rows per tile, warps).
 # From the resource report (registers, no spill), not from timings: no GPU has run them. A row of
 # 16,384 spills in the backward with 16 warps and with 32.

@@ -61,7 +61,7 @@ def make_grammar() -> Any:
 
     specs = [
         SpanSpec("text", "text", 512, 1, 1),
-        SpanSpec("image", "image", 1024, 1, 2),
+        SpanSpec("image", "image", 768, 1, 2),
         SpanSpec("video", "video", 1024, 1, 3),
         SpanSpec("audio", "audio", 256, 4, 1),
     ]

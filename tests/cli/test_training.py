@@ -177,7 +177,7 @@ def test_a_plan_says_what_it_takes_and_writes_nothing(shards: Path, run: Any) ->
         (["--config", "tiny-txt"], "did you mean 'tiny-text'"),
         (["--config", "gone.toml"], "gone.toml"),
         (["--config", "tiny-text", "--set", "run.stpes=3"], "did you mean 'steps'"),
-        (["--config", "tiny-text", "--set", "run.kernels=triton"], "'auto' or 'torch'"),
+        (["--config", "tiny-text", "--set", "run.kernels=tritan"], "'auto', 'torch' or 'triton'"),
         (["--config", "tiny-text", "--set", "oops"], "--set expects key=value"),
         (["--config", "tiny-text", "--set", "data.source=shpes"], "did you mean 'shapes'"),
         (["--config", "tiny-text", "--set", "data.source=folder"], "is read from a path"),

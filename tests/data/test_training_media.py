@@ -25,6 +25,9 @@ KINDS = [
     ("leaves", "video"),
     ("tones", "audio"),
     ("speech", "audio"),
+    ("rich", "image"),
+    ("music", "audio"),
+    ("voices", "audio"),
 ]
 FORMS = {
     "image": ((72, 72, 3), np.uint8),
@@ -36,7 +39,7 @@ FORMS = {
 @pytest.fixture(params=KINDS, ids=lambda kind: "-".join(kind))
 def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
     source, modality = request.param
-    if source == "speech" and importlib.util.find_spec("espeakng_loader") is None:
+    if source in ("speech", "voices") and importlib.util.find_spec("espeakng_loader") is None:
         pytest.skip("the extra `speech` is not installed")
     return source, modality
 
@@ -69,7 +72,7 @@ def test_a_medium_is_a_pure_function_of_seed_and_index(kind: tuple[str, str]) ->
 def test_every_source_is_tried_here() -> None:
     assert {source for source, _ in KINDS} == set(SOURCES)
     for name in SOURCES:
-        with pytest.raises(InputError, match=f"source '{name}' has no region; expected one of"):
+        with pytest.raises(InputError, match=f"source '{name}' has no region; expected "):
             resolve(SOURCES[name])("region", 0, 0)
 
 

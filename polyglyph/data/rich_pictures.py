@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
+from polyglyph.data.training_media import pick
 from polyglyph.errors import InputError
 
 CANVAS = 256  # pixels a side
@@ -33,8 +34,10 @@ _LETTERS = tuple("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPRSTUVWZ0123456789&.,
 def rich_picture(modality: str, seed: int, index: int, side: int = 72) -> np.ndarray:
     """One picture uint8 (side, side, 3). InputError for a modality other than pictures, or a side
     beyond that of a canvas."""
-    if modality != "image":
-        raise InputError(f"source 'rich' has no {modality}; expected image, change data.mixture")
+    return pick({"image": partial(_picture, side)}, "rich", modality)(seed, index)
+
+
+def _picture(side: int, seed: int, index: int) -> np.ndarray:
     if side > CANVAS:
         raise InputError(f"source 'rich' has at most {CANVAS} pixels a side, got {side}")
     block, place = divmod(index, _BLOCK)

@@ -17,7 +17,7 @@ import numpy as np
 from polyglyph.data.shapes.sound import N_SAMPLES, SAMPLE_RATE
 from polyglyph.data.shapes.speech import SAMPLE_RATE as SPOKEN_RATE
 from polyglyph.data.shapes.speech import Speaker, speech_samples
-from polyglyph.errors import InputError
+from polyglyph.data.training_media import pick
 
 _Array = np.ndarray
 _PEAK = 0.98
@@ -29,19 +29,15 @@ def _rng(seed: int, stream: int, index: int) -> np.random.Generator:
     return np.random.default_rng((seed, stream, index))
 
 
-def _only_sound(modality: str, source: str) -> None:
-    if modality != "audio":
-        raise InputError(
-            f"source {source!r} has no {modality}; expected audio, change data.mixture"
-        )
-
-
 # --- music -------------------------------------------------------------------------------------
 
 
 def music(modality: str, seed: int, index: int) -> _Array:
     """One second of procedural music, (1, S) in [-1, 1]; InputError for another modality."""
-    _only_sound(modality, "music")
+    return pick({"audio": _music}, "music", modality)(seed, index)
+
+
+def _music(seed: int, index: int) -> _Array:
     rng = _rng(seed, _MUSIC, index)
     out = np.zeros(N_SAMPLES, np.float32)
     kind = rng.random()
@@ -243,7 +239,10 @@ def voices(modality: str, seed: int, index: int) -> _Array:
     """One second of someone reading, (1, S) in [-1, 1].
 
     InputError for another modality; MissingExtraError without the extra `speech`."""
-    _only_sound(modality, "voices")
+    return pick({"audio": _voices}, "voices", modality)(seed, index)
+
+
+def _voices(seed: int, index: int) -> _Array:
     block, within = divmod(index, _GROUP * _REUSE)
     samples = _utterance(seed, block * _GROUP + within % _GROUP)
     rng = _rng(seed, _CUTS, index)

@@ -130,7 +130,8 @@ _TONES: dict[str, _Maker] = {"audio": _tones_audio}
 _SPEECH: dict[str, _Maker] = {"audio": _speech_audio}
 
 
-def _pick(table: dict[str, _Maker], source: str, modality: str) -> _Maker:
+def pick(table: dict[str, _Maker], source: str, modality: str) -> _Maker:
+    """The maker of a source's media of one modality; InputError where it has none of it."""
     if modality not in table:
         raise InputError(
             f"source {source!r} has no {modality}; expected one of {', '.join(table)}, "
@@ -140,16 +141,16 @@ def _pick(table: dict[str, _Maker], source: str, modality: str) -> _Maker:
 
 
 def shapes(modality: str, seed: int, index: int) -> np.ndarray:
-    return _pick(_SHAPES, "shapes", modality)(seed, index)
+    return pick(_SHAPES, "shapes", modality)(seed, index)
 
 
 def leaves(modality: str, seed: int, index: int) -> np.ndarray:
-    return _pick(_LEAVES, "leaves", modality)(seed, index)
+    return pick(_LEAVES, "leaves", modality)(seed, index)
 
 
 def tones(modality: str, seed: int, index: int) -> np.ndarray:
-    return _pick(_TONES, "tones", modality)(seed, index)
+    return pick(_TONES, "tones", modality)(seed, index)
 
 
 def speech(modality: str, seed: int, index: int) -> np.ndarray:
-    return _pick(_SPEECH, "speech", modality)(seed, index)
+    return pick(_SPEECH, "speech", modality)(seed, index)

@@ -327,7 +327,7 @@ def _compilation(
     types |= dict.fromkeys(constants, "constexpr")
     signature = {n: types.get(n, "i32") for n in kernel.arg_names}
     return Compilation(
-        name=f"attention {name} d{d_head} {kind}",
+        name=f"attention {name} d{d_head} {kind} sm_{'_'.join(map(str, architectures))}",
         kernel=kernel,
         signature=signature,
         constants=constants,

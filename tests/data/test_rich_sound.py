@@ -94,5 +94,5 @@ def test_held_out_speech_is_what_its_speaker_says() -> None:
 
 @pytest.mark.parametrize("source", [music, voices])
 def test_other_modalities_are_refused(source) -> None:
-    with pytest.raises(InputError, match="has no image; expected audio"):
+    with pytest.raises(InputError, match="has no image; expected one of audio"):
         source("image", 0, 0)

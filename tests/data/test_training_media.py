@@ -72,7 +72,7 @@ def test_a_medium_is_a_pure_function_of_seed_and_index(kind: tuple[str, str]) ->
 def test_every_source_is_tried_here() -> None:
     assert {source for source, _ in KINDS} == set(SOURCES)
     for name in SOURCES:
-        with pytest.raises(InputError, match=f"source '{name}' has no region; expected "):
+        with pytest.raises(InputError, match=f"source '{name}' has no region; expected one of"):
             resolve(SOURCES[name])("region", 0, 0)
 
 

@@ -52,7 +52,9 @@ TESTED_ELSEWHERE: dict[str, str] = (
         if path.stem != "__init__"
     }
     | {  # the Triton form of a kernel has its kernel's test file
-        path.relative_to(PACKAGE).as_posix(): f"kernels/test_{path.stem.removesuffix('_triton')}.py"
+        path.relative_to(
+            PACKAGE
+        ).as_posix(): f"kernels/test_{re.sub('(_tiles)?_triton$', '', path.stem)}.py"
         for path in PACKAGE.glob("kernels/*_triton.py")
     }
 )

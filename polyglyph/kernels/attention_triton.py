@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
+from polyglyph.kernels import backend
 from polyglyph.kernels.attention_tiles_triton import (
     delta_kernel,
     forward_kernel,
@@ -123,9 +123,7 @@ def tile_of(
 
 
 def _architecture(device: torch.device) -> int:
-    if INTERPRET:
-        return 0
-    return 90 if torch.cuda.get_device_capability(device)[0] in (9, 10) else 80
+    return 0 if INTERPRET else backend.architecture(device)
 
 
 def attention_triton(
@@ -146,6 +144,7 @@ def attention_triton(
 
 
 @torch.library.custom_op("polyglyph::attention", mutates_args=())
+@backend.on_its_device
 def forward_op(
     q: Tensor,
     k: Tensor,
@@ -160,14 +159,13 @@ def forward_op(
     batch, n_heads, length, d_head = q.shape
     tile = tile_of("forward", d_head, q.dtype, _architecture(q.device))
     n_tiles = triton.cdiv(length, tile.m)
-    with _on(q.device):
-        forward_kernel[(n_tiles * batch * n_heads,)](
-            *(q, k, v, bounds, out, lse, *_strides(q, k, v)),
-            *(n_heads, n_heads // k.shape[1], batch * length, length, n_tiles),
-            *(window, scale, softcap),
-            **_options(tile, d_head),
-            **_variant(softcap),
-        )
+    forward_kernel[(n_tiles * batch * n_heads,)](
+        *(q, k, v, bounds, out, lse, *_strides(q, k, v)),
+        *(n_heads, n_heads // k.shape[1], batch * length, length, n_tiles),
+        *(window, scale, softcap),
+        **_options(tile, d_head),
+        **_variant(softcap),
+    )
     return out, lse
 
 
@@ -185,6 +183,7 @@ def _(
 
 
 @torch.library.custom_op("polyglyph::attention_backward", mutates_args=())
+@backend.on_its_device
 def backward_op(
     q: Tensor,
     k: Tensor,
@@ -206,33 +205,32 @@ def backward_op(
     n_kv_heads, architecture = k.shape[1], _architecture(q.device)
     strides, sizes = _strides(q, k, v, d_out), (n_heads // n_kv_heads, batch * length, length)
     variant, rule = _variant(softcap), (window, scale, softcap)
-    with _on(q.device):
-        tile = _delta_tile(d_head)
-        n_tiles = triton.cdiv(length, tile.m)
-        delta_kernel[(n_tiles * batch * n_heads,)](
-            *(out, d_out, lse, d_lse, binary, delta, *_strides(out, d_out)),
-            *(n_heads, length, n_tiles),
-            **_options(tile, d_head),
-        )
-        tile = tile_of("keys", d_head, q.dtype, architecture, softcap > 0)
-        n_tiles = triton.cdiv(length, tile.n)
-        for with_k, with_v in _halves(d_head):
-            keys_kernel[(n_tiles * batch * n_kv_heads,)](
-                *(q, k, v, d_out, bounds, binary, delta, dk, dv, *strides),
-                *(n_kv_heads, *sizes, n_tiles, *rule),
-                **_options(tile, d_head),
-                **variant,
-                WITH_K=with_k,
-                WITH_V=with_v,
-            )
-        tile = tile_of("queries", d_head, q.dtype, architecture)
-        n_tiles = triton.cdiv(length, tile.m)
-        queries_kernel[(n_tiles * batch * n_heads,)](
-            *(q, k, v, d_out, bounds, binary, delta, dq, *strides),
-            *(n_heads, *sizes, n_tiles, *rule),
+    tile = _delta_tile(d_head)
+    n_tiles = triton.cdiv(length, tile.m)
+    delta_kernel[(n_tiles * batch * n_heads,)](
+        *(out, d_out, lse, d_lse, binary, delta, *_strides(out, d_out)),
+        *(n_heads, length, n_tiles),
+        **_options(tile, d_head),
+    )
+    tile = tile_of("keys", d_head, q.dtype, architecture, softcap > 0)
+    n_tiles = triton.cdiv(length, tile.n)
+    for with_k, with_v in _halves(d_head):
+        keys_kernel[(n_tiles * batch * n_kv_heads,)](
+            *(q, k, v, d_out, bounds, binary, delta, dk, dv, *strides),
+            *(n_kv_heads, *sizes, n_tiles, *rule),
             **_options(tile, d_head),
             **variant,
+            WITH_K=with_k,
+            WITH_V=with_v,
         )
+    tile = tile_of("queries", d_head, q.dtype, architecture)
+    n_tiles = triton.cdiv(length, tile.m)
+    queries_kernel[(n_tiles * batch * n_heads,)](
+        *(q, k, v, d_out, bounds, binary, delta, dq, *strides),
+        *(n_heads, *sizes, n_tiles, *rule),
+        **_options(tile, d_head),
+        **variant,
+    )
     return dq, dk, dv
 
 
@@ -264,11 +262,6 @@ def _causal_bounds(batch: int, length: int, device: torch.device) -> Tensor:
         [torch.zeros_like(place), place, torch.full_like(place, length), place, place]
     )
     return rows.unsqueeze(1).expand(5, batch, length).contiguous()
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Launches go to the current GPU, which needn't be the tensors'."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -88,6 +88,7 @@ def _head(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @torch.library.custom_op("polyglyph::cross_entropy", mutates_args=())
+@backend.on_its_device
 def _lse_and_picked(
     hidden: Tensor, weight: Tensor, targets: Tensor, groups: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
@@ -114,6 +115,7 @@ def _lse_and_picked(
 
 
 @torch.library.custom_op("polyglyph::cross_entropy_backward", mutates_args=())
+@backend.on_its_device
 def _backward(
     grad_lse: Tensor,
     grad_picked: Tensor,

@@ -197,6 +197,7 @@ def decode_attention_triton(
 
 
 @torch.library.custom_op("polyglyph::decode_attention", mutates_args=())
+@backend.on_its_device
 def _op(
     q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, shared: Tensor | None, split: int
 ) -> Tensor:

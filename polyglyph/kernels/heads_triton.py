@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from polyglyph.kernels.backend import on_its_device
 from polyglyph.kernels.contract import Compilation
 from polyglyph.kernels.rope_triton import angles, placed, tuned
 
@@ -270,6 +271,7 @@ def _heads_backward(
 
 
 @torch.library.custom_op("polyglyph::heads", mutates_args=())
+@on_its_device
 def _heads(
     qkv: Tensor,
     cos: Tensor,
@@ -318,6 +320,7 @@ def _heads_launch(
 
 
 @torch.library.custom_op("polyglyph::heads_backward", mutates_args=())
+@on_its_device
 def _heads_backward_op(
     grads: Sequence[Tensor],
     qkv: Tensor,

@@ -174,6 +174,7 @@ def _options(warps: int, stages: int) -> dict[str, Any]:
 
 
 @torch.library.custom_op("polyglyph::nearest_code", mutates_args=())
+@backend.on_its_device
 def _search(x: Tensor, book: Tensor, bias: Tensor) -> Tensor:
     n, width = x.shape
     n_parts = triton.cdiv(len(book), PART)
@@ -196,6 +197,7 @@ def _(x: Tensor, book: Tensor, bias: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("polyglyph::nearest_code_residual", mutates_args=())
+@backend.on_its_device
 def _residual(x: Tensor, books: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     n, width = x.shape
     n_codebooks, n_codes = bias.shape
@@ -217,6 +219,7 @@ def _(x: Tensor, books: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("polyglyph::nearest_code_sums", mutates_args=())
+@backend.on_its_device
 def _sums(x: Tensor, codes: Tensor, n_codes: int) -> tuple[Tensor, Tensor]:
     counts = torch.bincount(codes, minlength=n_codes)
     found = x.new_empty((n_codes, x.shape[1]), dtype=torch.float32)

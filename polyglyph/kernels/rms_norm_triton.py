@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from polyglyph.kernels.backend import architecture, interpreting
+from polyglyph.kernels.backend import architecture, interpreting, on_its_device
 from polyglyph.kernels.contract import Compilation
 
 # Programs of the backward at most: four per multiprocessor of an H100; in the interpreter, where a
@@ -141,12 +141,14 @@ def _launch_forward(
 
 
 @torch.library.custom_op("polyglyph::rms_norm", mutates_args=())
+@on_its_device
 def _norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     y, _, rstd = _launch_forward(x, None, weight, eps, dtype)
     return y, rstd
 
 
 @torch.library.custom_op("polyglyph::add_rms_norm", mutates_args=())
+@on_its_device
 def _add_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,6 +156,7 @@ def _add_norm(
 
 
 @torch.library.custom_op("polyglyph::rms_norm_backward", mutates_args=())
+@on_its_device
 def _norm_backward(
     grad: Tensor, grad_total: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:

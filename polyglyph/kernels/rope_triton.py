@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from polyglyph.kernels.backend import architecture
+from polyglyph.kernels.backend import architecture, on_its_device
 from polyglyph.kernels.contract import Compilation
 
 # architecture -> (elements of a tile of one half, heads per program, warps).
@@ -134,6 +134,7 @@ def placed(cos: Tensor, positions: Tensor | None, sections: Sequence[int]) -> di
 
 
 @torch.library.custom_op("polyglyph::rope", mutates_args=())
+@on_its_device
 def _rope(
     x: Tensor,
     cos: Tensor,

@@ -202,6 +202,7 @@ def _plan(groups: tuple[Group, ...], n_rows: int, device: torch.device) -> Plan:
 
 
 @torch.library.custom_op("polyglyph::sampling_head", mutates_args=())
+@backend.on_its_device
 def _op(
     hidden: Tensor, weight: Tensor, plan: Tensor, guidance: Tensor, sizes: list[int], n_out: int
 ) -> Tensor:

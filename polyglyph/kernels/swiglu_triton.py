@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from polyglyph.kernels.backend import architecture
+from polyglyph.kernels.backend import architecture, on_its_device
 from polyglyph.kernels.contract import Compilation
 
 # architecture -> (columns per program, warps): 16 bytes of bf16 a thread and access.
@@ -48,6 +48,7 @@ def _backward(grad_ptr, x_ptr, out_ptr, WIDTH, BLOCK: tl.constexpr):
 
 
 @torch.library.custom_op("polyglyph::swiglu", mutates_args=())
+@on_its_device
 def _swiglu(x: Tensor) -> Tensor:
     x = x.contiguous()
     y = x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
@@ -56,6 +57,7 @@ def _swiglu(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("polyglyph::swiglu_backward", mutates_args=())
+@on_its_device
 def _swiglu_backward(grad: Tensor, x: Tensor) -> Tensor:
     grad, x = grad.contiguous(), x.contiguous()
     out = torch.empty_like(x)

@@ -180,21 +180,29 @@ class Transformer(nn.Module):
         ids: Tensor,
         *,
         doc_id: Tensor | None = None,
+        prefix_end: Tensor | None = None,
         positions: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) after the last norm.
 
-        doc_id (B, T) int isolates packed documents: contiguous runs, negative is padding. positions
-        (B, T) default to the place in the document, in the row, or behind what the cache holds.
-        With a cache, rows are padded on the right; call `cache.advance` afterwards.
-        ValueError for doc_id with a cache, and for positions beyond the context.
+        doc_id (B, T) int isolates packed documents: contiguous runs, negative is padding.
+        prefix_end (B, T) int makes conditioning blocks bidirectional: an id also reads its document
+        up to that place of the row (`kernels.packing.pack`); only for ids that carry no loss.
+        positions (B, T) default to the place in the document, in the row, or behind what the cache
+        holds. With a cache, rows are padded on the right; call `cache.advance` afterwards.
+        ValueError for doc_id with a cache, for prefix_end with one that holds ids already (a block
+        is read whole), and for positions beyond the context.
         """
         if doc_id is not None and cache is not None:
             raise ValueError("doc_id and cache exclude each other: a cached row is one document")
-        packing = None if doc_id is None else pack(doc_id)
+        if prefix_end is not None and cache is not None and cache.longest:
+            raise ValueError("prefix_end: blocks are read whole, into an empty cache")
+        if prefix_end is not None and doc_id is None:
+            doc_id = torch.zeros_like(ids)
+        packing = None if doc_id is None else pack(doc_id, prefix_end)
         lengths = None
-        if positions is None and packing is not None:
+        if positions is None and packing is not None and cache is None:
             positions = packing.positions
         if cache is not None:
             steps = torch.arange(ids.shape[1], device=ids.device)

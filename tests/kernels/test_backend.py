@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from polyglyph.errors import InputError
 from polyglyph.kernels import backend
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+HOPPER = SimpleNamespace(name="H100", major=9, minor=0, shared_memory_per_block_optin=232_448)
+
+
+@pytest.fixture(autouse=True)
+def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[SimpleNamespace], None]]:
+    """Puts a card into the machine; an H100 is there."""
+
+    def put(properties: SimpleNamespace) -> None:
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: properties)
+        backend._row.cache_clear()
+
+    put(HOPPER)
+    yield put
+    backend._row.cache_clear()
 
 
 def test_auto_takes_triton_on_a_gpu_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,3 +75,73 @@ def test_calls_are_counted_by_kernel_and_form(monkeypatch: pytest.MonkeyPatch) -
         backend.pick("a", torch.zeros(1))
         backend.pick("b", torch.zeros(1))
     assert backend.calls == {("a", "torch"): 2, ("b", "torch"): 1}
+
+
+@pytest.mark.parametrize(
+    ("capability", "shared", "row"),
+    [
+        ((8, 0), 166_912, 80),
+        ((8, 6), 101_376, 80),
+        ((8, 9), 101_376, 80),
+        ((9, 0), 232_448, 90),
+        ((10, 0), 232_448, 90),
+        ((12, 0), 101_376, 80),  # newer than Hopper, with less than half of its shared memory
+        ((12, 1), 101_376, 80),
+    ],
+)
+def test_a_card_gets_the_tiles_that_fit_its_shared_memory(
+    capability: tuple[int, int], shared: int, row: int, card: Callable[[SimpleNamespace], None]
+) -> None:
+    major, minor = capability
+    card(SimpleNamespace(major=major, minor=minor, shared_memory_per_block_optin=shared))
+    assert backend.architecture(CUDA) == row
+    assert backend.SHARED[row] <= shared
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        SimpleNamespace(name="T4", major=7, minor=5, shared_memory_per_block_optin=65_536),
+        SimpleNamespace(name="MI300X", major=9, minor=4),  # calls itself CUDA, says no memory
+        SimpleNamespace(name="Small", major=9, minor=0, shared_memory_per_block_optin=49_152),
+    ],
+    ids=lambda properties: properties.name,
+)
+def test_a_card_that_no_tiles_fit_stays_with_torch(
+    properties: SimpleNamespace,
+    card: Callable[[SimpleNamespace], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backend, "has_triton", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with backend.using("triton"):
+        card(properties)  # a second card beside the H100
+        assert backend.explain(CUDA)[0] == "torch"
+    form, why = backend.explain(CUDA)
+    assert form == "torch" and why.startswith(f"{properties.name} is older than")
+    with pytest.raises(InputError, match=f"can't run here: {properties.name} is older"):
+        backend.choose("triton")
+    with pytest.raises(ValueError, match=f"^device: {properties.name}"):
+        backend.architecture(CUDA)
+
+
+def test_launches_go_to_the_tensors_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered = []
+
+    @contextmanager
+    def enter(device: torch.device) -> Iterator[None]:
+        entered.append(device)
+        yield
+
+    @backend.on_its_device
+    def launch(factor: float, x: Tensor, y: Tensor | None) -> float:
+        return factor
+
+    monkeypatch.setattr("torch.cuda.device", enter)
+    with FakeTensorMode():
+        second = torch.empty(3, device="cuda:1")
+    assert launch(2.0, second, None) == 2.0 and entered == [torch.device("cuda", 1)]
+    assert launch(3.0, torch.empty(3), None) == 3.0 and len(entered) == 1
+    schema = torch.library.infer_schema(launch, mutates_args=())
+    assert schema == "(float factor, Tensor x, Tensor? y) -> float"

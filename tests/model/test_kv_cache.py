@@ -70,3 +70,23 @@ def test_documents_and_cache_exclude_each_other(model: Transformer) -> None:
     ids = torch.zeros(1, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match="doc_id and cache"):
         model(ids, doc_id=ids, cache=KVCache(CONFIG, 1, 3))
+
+
+def test_a_prompts_block_is_read_whole_into_an_empty_cache(model: Transformer) -> None:
+    ids = torch.randint(0, 29, (2, 14))
+    prefix_end = torch.arange(14).repeat(2, 1)
+    prefix_end[0, 1:6], prefix_end[1, :4] = 5, 3
+    whole = model(ids, prefix_end=prefix_end)
+    cache = KVCache(CONFIG, 2, 14)
+    counts = [9, 6]  # the second row is padded
+    hidden = model(ids[:, :9], prefix_end=prefix_end[:, :9], cache=cache)
+    cache.advance(counts)
+    torch.testing.assert_close(hidden[0], whole[0, :9], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(hidden[1, :6], whole[1, :6], rtol=1e-4, atol=1e-4)
+    step = torch.stack([row[n : n + 5] for row, n in zip(ids, counts, strict=True)])
+    hidden = model(step, cache=cache)
+    for row, n in enumerate(counts):
+        torch.testing.assert_close(hidden[row], whole[row, n : n + 5], rtol=1e-4, atol=1e-4)
+    cache.advance([5, 5])
+    with pytest.raises(ValueError, match="prefix_end: blocks are read whole"):
+        model(ids[:, :1], prefix_end=prefix_end[:, :1], cache=cache)

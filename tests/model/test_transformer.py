@@ -22,8 +22,11 @@ def small(**changes: object) -> Transformer:
     return model
 
 
-def plain_forward(model: Transformer, ids: torch.Tensor) -> torch.Tensor:
-    """An independent Llama-like forward of one row (T,), written with loops over heads."""
+def plain_forward(
+    model: Transformer, ids: torch.Tensor, hidden: torch.Tensor | None = None
+) -> torch.Tensor:
+    """An independent Llama-like forward of one row (T,), written with loops over heads; hidden
+    (T, T) bool: the keys that a query doesn't see, by default the later ones."""
     config, norm = model.config, torch.nn.functional.rms_norm
     half, eps = config.d_head // 2, config.norm_eps
     cos, sin = (torch.cat([t[: len(ids)]] * 2, -1) for t in (model.cos, model.sin))
@@ -32,7 +35,8 @@ def plain_forward(model: Transformer, ids: torch.Tensor) -> torch.Tensor:
         return x * cos + torch.cat([-x[:, half:], x[:, :half]], -1) * sin
 
     x = model.embedding[ids]
-    future = torch.full((len(ids), len(ids)), -torch.inf).triu(1)
+    if hidden is None:
+        hidden = torch.ones(len(ids), len(ids), dtype=torch.bool).triu(1)
     for block in model.blocks:
         h = norm(x, (config.d_model,), block.attention_norm.weight, eps)
         heads = (block.attention.qkv(h)).split(config.d_head, -1)
@@ -43,7 +47,8 @@ def plain_forward(model: Transformer, ids: torch.Tensor) -> torch.Tensor:
             if config.qk_norm:
                 q = norm(q, (config.d_head,), block.attention.q_norm, eps)
                 k = norm(k, (config.d_head,), block.attention.k_norm, eps)
-            out.append((turn(q) @ turn(k).T / config.d_head**0.5 + future).softmax(-1) @ v)
+            out.append(turn(q) @ turn(k).T / config.d_head**0.5)
+            out[-1] = out[-1].masked_fill(hidden, -torch.inf).softmax(-1) @ v
         x = x + block.attention.out(torch.cat(out, -1))
         h = norm(x, (config.d_model,), block.feed_forward_norm.weight, eps)
         gate, up = block.feed_forward.gate_up(h).chunk(2, -1)
@@ -86,6 +91,45 @@ def test_a_document_changes_no_other_document_and_no_earlier_id() -> None:
     before, after = model(ids, doc_id=doc_id), model(changed, doc_id=doc_id)
     assert torch.equal(before[:, :3], after[:, :3]) and torch.equal(before[:, 5:], after[:, 5:])
     assert not torch.allclose(before[:, 3:5], after[:, 3:5])
+
+
+def blocks() -> tuple[torch.Tensor, torch.Tensor]:
+    """(doc_id, prefix_end) of two documents in 17 places, each with a block that reads itself."""
+    doc_id = torch.tensor([[0] * 9 + [1] * 8])
+    prefix_end = torch.arange(17)[None].clone()
+    prefix_end[0, 2:7], prefix_end[0, 9:12] = 6, 11
+    return doc_id, prefix_end
+
+
+def test_conditioning_blocks_read_themselves_whole() -> None:
+    model = small()
+    doc_id, prefix_end = blocks()
+    ids = torch.randint(0, 37, (1, 17))
+    for start, stop in ((0, 9), (9, 17)):
+        own = prefix_end[0, start:stop] - start
+        due = plain_forward(model, ids[0, start:stop], torch.arange(stop - start) > own[:, None])
+        packed = model(ids, doc_id=doc_id, prefix_end=prefix_end)[0, start:stop]
+        alone = model(ids[:, start:stop], prefix_end=own[None])[0]
+        wanted = torch.autograd.grad(due.sin().sum(), model.blocks.parameters())
+        for got in (packed, alone):
+            torch.testing.assert_close(got, due, rtol=1e-4, atol=1e-4)
+            grads = torch.autograd.grad(got.sin().sum(), model.blocks.parameters())
+            for grad, expected in zip(grads, wanted, strict=True):
+                torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_block_changes_nothing_before_it_and_no_other_document() -> None:
+    model = small()
+    doc_id, prefix_end = blocks()
+    ids = torch.randint(0, 37, (1, 17))
+    changed = ids.clone()
+    changed[0, 6] = (ids[0, 6] + 1) % 37  # the last id of the first document's block
+    before, after = (model(x, doc_id=doc_id, prefix_end=prefix_end) for x in (ids, changed))
+    assert torch.equal(before[:, :2], after[:, :2]) and torch.equal(before[:, 9:], after[:, 9:])
+    assert not torch.isclose(before[0, 2:9], after[0, 2:9]).all(1).any()
+    causal = model(ids, doc_id=doc_id)
+    torch.testing.assert_close(causal[:, :2], before[:, :2], rtol=1e-5, atol=1e-5)
+    assert not torch.isclose(causal[0, 2:6], before[0, 2:6]).all(1).any()
 
 
 def test_autocast_and_bf16_weights_stay_near_fp32() -> None:

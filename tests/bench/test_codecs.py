@@ -1,58 +1,62 @@
-"""Rows of `bench codecs`: both sides as often, and a difference is a tie or counted as wrong."""
+"""The table of codecs: parts in their order, each row told as it is measured."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 
 from polyglyph.bench import codecs
-from polyglyph.bench.runner import run_benches
+from polyglyph.bench.runner import BenchResult, run_benches
 
 
-def test_both_sides_are_measured_in_turn_and_choose_the_same_codes(
+def row(name: str, value: float | None) -> BenchResult:
+    return BenchResult(name, value, "×", 1.0, at_most=False, summary=f"of {name}")
+
+
+def part(*names: str) -> codecs.Part:
+    def rows(quick: bool, say: Callable[[str], None]) -> Iterator[BenchResult]:
+        assert quick and torch.get_num_threads() == 1
+        for name in names:
+            yield row(name, 2.0)
+
+    return rows
+
+
+def test_rows_come_in_order_and_are_told_as_they_are_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(codecs, "PEERS", codecs.PEERS[:1])
+    monkeypatch.setattr(codecs, "PARTS", (part("a", "b"), part("c")))
+    told: list[tuple[int, int, str]] = []
+    torch.set_num_threads(2)
+    try:
+        found = run_benches(
+            ["codecs"], quick=True, progress=lambda done, of, what: told.append((done, of, what))
+        )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert [made.bench for made in found] == ["codecs: a", "codecs: b", "codecs: c"]
+    assert told == [
+        (0, 2, "codecs: a: 2 × (of a)"),
+        (0, 2, "codecs: b: 2 × (of b)"),
+        (1, 2, "codecs: c: 2 × (of c)"),
+        (2, 2, "codecs: done"),
+    ]
+
+
+def test_threads_come_back_when_a_part_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(quick: bool, say: Callable[[str], None]) -> Iterator[BenchResult]:
+        raise OSError("no such disk")
+        yield row("never", None)
+
+    monkeypatch.setattr(codecs, "PARTS", (broken,))
     before = torch.get_num_threads()
-    encode, decode = run_benches(["codecs"], quick=True)
+    with pytest.raises(OSError, match="disk"):
+        run_benches(["codecs"], quick=True)
     assert torch.get_num_threads() == before
-    assert encode.bench.endswith("encode") and decode.bench.endswith("decode")
-    for row in (encode, decode):
-        assert len(row.samples["ours_cpu_s"]) == len(row.samples["theirs_cpu_s"]) == 1
-        assert row.value > 0 and not row.at_most
-    assert encode.facts["wrong"] == 0 and encode.facts["same"] > 0.99
-    assert decode.facts["distance"] < 1e-4 < decode.facts["peak"]
 
 
-def test_pictures_have_the_codes_and_pixels_of_the_peer(monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = [peer for peer in codecs.PEERS if "256²" in peer.name]
-    monkeypatch.setattr(codecs, "PEERS", pictures)
-    rows = run_benches(["codecs"], quick=True)
-    assert len(rows) == 4
-    for encode, decode in zip(rows[::2], rows[1::2], strict=True):
-        assert encode.facts["wrong"] == 0 and encode.facts["same"] > 0.9
-        assert decode.facts["distance"] < 1e-4 < decode.facts["peak"]
-
-
-def test_every_row_has_a_target_and_a_name_of_its_own() -> None:
-    assert len({peer.name for peer in codecs.PEERS}) == len(codecs.PEERS)
-    assert all(peer.encode or peer.decode for peer in codecs.PEERS)
-
-
-def test_a_tie_is_no_mistake_and_what_follows_it_is_not_judged() -> None:
-    tables = torch.tensor([[[0.0], [2.0], [9.0]], [[0.5], [-0.5], [4.0]]])
-    search = codecs.residual_search(torch.tensor([[1.0], [8.0]]), tables)
-    due = np.array([[0, 2], [0, 1]])
-    assert codecs.agreement(due, due, search) == {"same": 1.0, "ties": 0, "wrong": 0}
-    tied = np.array([[1, 2], [1, 1]])  # 1 is as far from 0 as from 2
-    assert codecs.agreement(tied, due, search) == {"same": 0.5, "ties": 1, "wrong": 0}
-    bad = np.array([[0, 2], [0, 0]])  # 8 - 9 is nearer to -0.5
-    assert codecs.agreement(bad, due, search) == {"same": 0.75, "ties": 0, "wrong": 1}
-
-
-def test_drawn_tables_leave_a_choice() -> None:
-    latents = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
-    tables = codecs.drawn_tables(latents, 3, 16)
-    codes = torch.cdist(latents, tables[0]).argmin(-1)
-    assert tables.shape == (3, 16, 3) and len(codes.unique()) > 8
+def test_a_row_without_a_figure_is_told_with_its_reason() -> None:
+    assert codecs.told(row("z", None)) == "z: – (of z)"

@@ -280,12 +280,13 @@ def _request(number: int, text: str, to: str | None, seed: int, root: Path) -> _
     words = data["prompt"] if isinstance(data["prompt"], list) else [data["prompt"]]
     target, chosen = data.get("to", to), data.get("seed", seed)
     name = data.get("name", f"{number:06d}")
-    if not all(isinstance(word, str) for word in [*words, name]):
+    if not words or not all(isinstance(word, str) for word in [*words, name]):
         raise InputError(f"line {number}: prompt parts and name are strings; got {text[:60]}")
-    if target not in files.suffixes():
-        if target is None:
-            raise InputError(f'line {number} names no target; add "to", or pass --to')
-        raise unknown(f"modality of line {number}", str(target), files.suffixes())
+    if isinstance(chosen, bool) or not isinstance(chosen, int):
+        raise InputError(f"line {number}: seed is a whole number; got {text[:60]}")
+    if target is None:
+        raise InputError(f'line {number} names no target; add "to", or pass --to')
+    _check_modality(str(target), f" of line {number}")
     if Path(name).name != name:
         raise InputError(f"line {number}: name {name!r} is a path; expected a plain name")
     prompt, _ = read_parts(words, root)

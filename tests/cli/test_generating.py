@@ -182,6 +182,10 @@ def test_wrong_lines_are_recorded_and_the_others_answered(here: Path, run: Any) 
         {"prompt": "x", "seed": -4},
         "a blue ring",
         {"promt": "x"},
+        {"prompt": "x", "to": ["image"]},
+        {"prompt": "x", "seed": "7"},
+        {"prompt": "x", "seed": 1e30},
+        [],
     )
     done = run(
         "generate", "--prompts", "prompts.jsonl", "--to", "image", "-o", "out", "--json", *FEW
@@ -190,11 +194,12 @@ def test_wrong_lines_are_recorded_and_the_others_answered(here: Path, run: Any) 
     assert [entry["line"] for entry in done.json["results"]] == [1, 9]
     lines = Path("out/errors.jsonl").read_text().splitlines()
     errors = {e["source"]: e["message"] for e in map(json.loads, lines)}
-    assert set(errors) == {f"line {n}" for n in (*range(2, 9), 10)}
-    assert all(f"line {n}" in done.err for n in (*range(2, 9), 10))
+    wrong = [*range(2, 9), *range(10, 15)]
+    assert set(errors) == {f"line {n}" for n in wrong}
+    assert all(f"line {n}" in done.err for n in wrong) and "internal" not in done.err
     assert "context of 200" in errors["line 2"] and "did you mean 'to'" in errors["line 4"]
     assert "did you mean 'video'" in errors["line 5"] and "plain name" in errors["line 6"]
-    assert "did you mean 'prompt'" in errors["line 10"]
+    assert "did you mean 'prompt'" in errors["line 10"] and "whole number" in errors["line 12"]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
+from polyglyph.cli import files
 from polyglyph.cli.options import (
     Against,
     AsJson,
@@ -117,6 +119,8 @@ def evaluate(
                     outcome.add(task=name, **share.to_json())
                     outcome.show(f"{name:24} {share}")
             return
+        if output is not None:  # known only at the end otherwise, after minutes of work
+            files.check_writable(os.path.join(output, "results.json"))
         from polyglyph.pipeline import load
 
         pipe = load(checkpoint, device)

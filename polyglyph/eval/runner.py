@@ -136,8 +136,8 @@ def run_tasks(
     """Scores a pipeline on tasks; with `out`, the folder's files are written at the end.
 
     What a task needs and what `out` holds is checked before the first one starts. `sampling` goes
-    to every `generate_batch` (temperature ...). InputError: unknown task, n < 1, a checkpoint
-    without a span that a task needs, an output that exists.
+    to every `generate_batch` (temperature ...). InputError: unknown task, n < 1, a seed below 0, a
+    checkpoint without a span that a task needs, an output that exists.
     """
     from polyglyph import __version__
     from polyglyph.checkpoint import refuse_existing
@@ -146,6 +146,7 @@ def run_tasks(
     modules = {name: load_task(name) for name in dict.fromkeys(names)}
     if n < 1:
         raise InputError(f"an evaluation scores at least one item; got n = {n}")
+    check_seed(seed)
     for name, module in modules.items():
         check_needs(name, module, pipe)
     for file in FILES if out is not None else ():
@@ -166,6 +167,12 @@ def run_tasks(
     if out is not None:
         results.save(out, force)
     return results
+
+
+def check_seed(seed: int) -> None:
+    """InputError for a seed that numpy's generators don't take."""
+    if seed < 0:
+        raise InputError(f"the seed of an evaluation is a whole number from 0; got {seed}")
 
 
 def check_needs(name: str, module: ModuleType, pipe: Any) -> None:
@@ -189,9 +196,11 @@ def check_comparable(
     """InputError where a run of these tasks could not be compared with an earlier result: said
     before it starts, as far as it is known by then."""
     stated = {task["task"]: task.get("protocol") for task in earlier["tasks"]}
-    for name in names:
-        if name not in stated:
-            continue
+    shared = [name for name in names if name in stated]
+    if not shared:
+        had = ", ".join(stated) or "none"
+        raise InputError(f"{label} has none of these tasks; it has {had}: name one of them")
+    for name in shared:
         known = {"version": load_task(name).VERSION, "seed": seed, "n": n}
         before = stated[name] and {field: stated[name].get(field) for field in known}
         refuse_incomparable(known, before, (f"{name} of this", f"{name} of {label}"))
@@ -228,6 +237,7 @@ def validate(
     modules = {name: load_task(name) for name in chosen}
     if n < 1:
         raise InputError(f"a validation checks at least one item; got n = {n}")
+    check_seed(seed)
     found: dict[str, Estimate] = {}
     for done, (name, module) in enumerate(modules.items()):
         progress(done, len(modules), name)

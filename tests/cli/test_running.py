@@ -41,6 +41,8 @@ def test_validation_needs_no_checkpoint(here: Path, run: Any) -> None:
         (["eval"], "name a task, or pass --all"),
         (["eval", "image_to_txt"], "did you mean 'image_to_text'"),
         (["eval", "image_to_text", "-n", "0"], "at least one item"),
+        (["eval", "image_to_text", "--seed", "-3"], "from 0; got -3"),
+        (["eval", "image_to_text", "-n", "1", "-o", "photo.jpg/x"], "photo.jpg' is a file"),
         (["eval", "image_to_text", "-c", "tinny"], "unknown checkpoint 'tinny'"),
         (["bench", "trainin"], "did you mean 'training'"),
         (["demo", "-c", "tinny"], "unknown checkpoint 'tinny'"),
@@ -51,6 +53,16 @@ def test_a_wrong_call_is_one_line(here: Path, run: Any, words: list[str], said: 
     done = run(*words, checkpoint="eval" in words and "-c" not in words)
     assert done.status == 2 and done.err.count("\n") == 1 and said in done.err
     assert set(os.listdir()) == before
+
+
+def test_a_comparison_with_a_result_of_other_tasks_is_refused_before_the_work(
+    here: Path, run: Any
+) -> None:
+    earlier = {"format": 1, "tasks": [{"task": "image_to_text", "protocol": {"n": 1}}]}
+    Path("before.json").write_text(json.dumps(earlier))
+    done = run("eval", "text_to_image", "-n", "1", "-o", "scores", "--against", "before.json")
+    assert done.status == 2 and "none of these tasks; it has image_to_text" in done.err
+    assert done.err.count("\n") == 1 and not os.path.exists("scores")
 
 
 def test_demo_hands_over_and_reports_what_came(

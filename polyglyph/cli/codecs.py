@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyglyph.errors import InputError
+from polyglyph.errors import InputError, unknown
 
 
 class Codecs:
@@ -47,16 +47,22 @@ class Codecs:
 
     def _find(self, name: str) -> tuple[str, str | None, Path]:
         """(name, span, folder) that a --codec means."""
-        from polyglyph.checkpoint import find_checkpoint, read_manifest
+        from polyglyph.checkpoint import find_checkpoint, packaged_checkpoints, read_manifest
 
         if (Path(name) / "codec.json").is_file():
             return name, None, Path(name)
+        spans: list[str] = []
         if not os.path.isdir(name):
             # The checkpoint need not be there where every codec is named by itself.
             with contextlib.suppress(InputError):
                 folder = find_checkpoint(self.checkpoint)
-                if name in (read_manifest(folder, verify=False).get("tokenizers") or {}):
+                spans = list(read_manifest(folder, verify=False).get("tokenizers") or {})
+                if name in spans:
                     return name, name, folder
+            if not os.path.lexists(name) and len(Path(name).parts) == 1:
+                packaged = packaged_checkpoints()
+                if name not in packaged:
+                    raise unknown("codec", name, [*spans, *packaged])
         return name, None, find_checkpoint(name)
 
     @functools.cached_property

@@ -65,6 +65,7 @@ def tokenize(
         from polyglyph.checkpoint import refuse_existing
 
         whole = _is_codes_file(output)
+        files.check_modality(read_as)
         sources = files.expand(paths)
         files.refuse_input(output, sources)
         if whole:

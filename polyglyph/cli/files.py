@@ -41,13 +41,18 @@ def read(path: str | os.PathLike, modality: str | None = None, strict: bool = Fa
     """The text or medium in a file. MediaError where it can't be read."""
     from polyglyph.media import load
 
+    check_modality(modality)
     known = suffixes()
-    if modality is not None and modality not in known:
-        raise unknown("modality", modality, known)
     holds_text = os.fsdecode(path).lower().endswith(TEXT_SUFFIX)
     if holds_text if modality is None else TEXT_SUFFIX in known[modality]:
         return _read_text(path)
     return load(path, modality, strict=strict)
+
+
+def check_modality(modality: str | None) -> None:
+    """InputError with the nearest name for what is no modality; None is any."""
+    if modality is not None and modality not in suffixes():
+        raise unknown("modality", modality, suffixes())
 
 
 def is_long(path: str | os.PathLike) -> bool:

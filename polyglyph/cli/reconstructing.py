@@ -60,6 +60,7 @@ def reconstruct(
         from polyglyph.errors import InputError
         from polyglyph.eval.protocol import load_results
 
+        files.check_modality(read_as)
         sources, folder = files.expand(paths), Path(output)
         if size is not None and not 1 <= size <= 8192:
             raise InputError(f"--size goes from 1 to 8192 pixels; got {size}")

@@ -94,7 +94,10 @@ def test_a_gif_is_read_as_asked(here: Path, run: Any) -> None:
     assert run("tokenize", "clip.gif", "-o", "b.safetensors").status == 0
     found = [load_codes(name)[0][2][0].modality for name in ("a.safetensors", "b.safetensors")]
     assert found == ["video", "image"]
-    assert "did you mean 'video'" in run("tokenize", "clip.gif", "-o", "c/", "--as", "vido").err
+    for words in (("tokenize", "-o", "c/"), ("reconstruct", "-o", "c")):
+        done = run(*words, "clip.gif", "photo.jpg", "--as", "vido")
+        assert "did you mean 'video'" in done.err and done.err.count("\n") == 1
+        assert done.status == 2 and not Path("c").exists()
 
 
 # ---------------------------------------------------------------- a folder
@@ -298,7 +301,7 @@ def test_a_named_codec_stands_in_for_the_checkpoints(here: Path, run: Any, made:
     words = ("detokenize", "c", "-o", "out", "-c", "gone", "--codec", str(image))
     assert run(*words, checkpoint=False).status == 0 and Image("out/photo.png").width == 34
     done = run("tokenize", "photo.jpg", "-o", "d/", "--codec", "imagge")
-    assert done.status == 2 and "unknown checkpoint 'imagge'" in done.err
+    assert done.status == 2 and "unknown codec 'imagge'; did you mean 'image'" in done.err
     done = run("tokenize", "photo.jpg", "-o", "d/", "--codec", "image", "--codebooks", "1")
     assert done.status == 2 and "leave --codebooks out" in done.err  # the span of the checkpoint
     done = run("tokenize", "photo.jpg", "-o", "d/", "--codec", str(image), "--codec", "image")

@@ -156,10 +156,25 @@ def _reader(path: str) -> Callable[[_Inspecting], None]:
         for marker, reader in _FOLDERS.items():
             if os.path.isfile(os.path.join(path, marker)):
                 return reader
-        return _checkpoint  # says what it expected
+        return _other_folder
     if os.path.isfile(path):
         return _FILES.get(os.path.splitext(path)[1].lower(), _medium)
     return _checkpoint
+
+
+def _other_folder(work: _Inspecting) -> None:
+    """A folder without a marker of ours; a step of a run has its own in it."""
+    from polyglyph.checkpoint import find_checkpoint, shown
+    from polyglyph.errors import InputError
+
+    try:
+        find_checkpoint(work.path)
+    except InputError as error:
+        raise InputError(
+            f"{shown(work.path)} is no folder of ours: expected one of {', '.join(_FOLDERS)} in "
+            f"it; codes files and media are inspected one by one"
+        ) from error
+    _checkpoint(work)
 
 
 def _checkpoint(work: _Inspecting) -> None:
@@ -239,8 +254,8 @@ def _run(work: _Inspecting) -> None:
     folder = Path(work.path)
     lines = read_lines(folder / "log.jsonl")
     steps = sorted(step.name for step in (folder / "checkpoints").glob("step-*"))
-    described = read_lines(folder / "run.json") or [json.loads((folder / "run.json").read_text())]
-    entry: dict[str, Any] = {"path": printable(folder), "run": described[0], "checkpoints": steps}
+    described = _read_json(os.fspath(folder / "run.json"), (folder / "run.json").read_bytes())
+    entry: dict[str, Any] = {"path": printable(folder), "run": described, "checkpoints": steps}
     if lines:
         plain = (int, float, str)
         entry["last log line"] = {k: v for k, v in lines[-1].items() if isinstance(v, plain)}

@@ -432,7 +432,9 @@ def load_codes(path: str | Path) -> list[CodesItem]:
             header = (file.metadata() or {}).get("polyglyph")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise FormatError(f"{path} cannot be read as a codes file: {error}") from error
+        raise FormatError(
+            f"{path} cannot be read as a codes file: {error}; expected a file of `tokenize`"
+        ) from error
     if header is None:
         raise FormatError(f"{path} is safetensors without codes; expected a file of `tokenize`")
     entries = _entries(header, path)

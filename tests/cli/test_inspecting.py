@@ -97,12 +97,15 @@ def test_what_can_t_be_read_is_one_line(
     [
         ("gone.png", "'gone.png': no such file"),
         ("no/such/place", "no such folder"),
-        (".", "holds no finished checkpoint"),
+        (".", "is no folder of ours: expected one of manifest.json, run.json"),
+        ("run", "run.json' is not JSON"),
     ],
 )
 def test_a_path_that_is_nothing_of_ours_is_refused(
     here: Path, run: Any, path: str, said: str
 ) -> None:
+    Path("run").mkdir()
+    Path("run/run.json").write_text('{"kind": "mod')
     done = run("inspect", path)
     assert done.status == 2 and done.err.count("\n") == 1 and said in done.err
 

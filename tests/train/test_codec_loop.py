@@ -384,6 +384,8 @@ def test_a_decoder_trains_alone_and_every_code_stays_what_it_was(tmp_path: Path)
     assert codes.same_codes(other.encode(picture))
     decoded = one.decode(codes), other.decode(other.encode(picture))
     assert not np.array_equal(*(image.array for image in decoded)), "the decoder did learn"
+    with pytest.raises(FormatError, match=f"{one.fingerprint[:12]}.*{other.fingerprint[:12]}"):
+        other.decode(codes)  # equal codes, but another codec by its weights
     train_codec(config, tmp_path / "second", resume=True)
 
 

@@ -62,7 +62,10 @@ def demo(
 def evaluate(
     tasks: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TASK]...", help="Names, see --list; or one results.json."),
+        typer.Argument(
+            metavar="[TASK]...",
+            help="Names, see --list, or their beginning (reconstruction); or one results.json.",
+        ),
     ] = None,
     all_tasks: Annotated[bool, typer.Option("--all", help="Every task.")] = False,
     list_all: Annotated[bool, typer.Option("--list", help="Name the tasks and end.")] = False,
@@ -90,7 +93,13 @@ def evaluate(
     with command("eval", as_json, debug) as outcome:
         from polyglyph.errors import InputError
         from polyglyph.eval.protocol import load_results
-        from polyglyph.eval.runner import check_comparable, list_tasks, load_task, run_tasks
+        from polyglyph.eval.runner import (
+            check_comparable,
+            list_tasks,
+            load_task,
+            named_tasks,
+            run_tasks,
+        )
         from polyglyph.eval.runner import validate as check_tasks
         from polyglyph.eval.scoring import TEST_SEED
 
@@ -105,11 +114,10 @@ def evaluate(
             both = (printable(tasks[0]), printable(str(against)))
             show_comparison(outcome, found_before, earlier, both)
             return
-        names = list_tasks() if all_tasks or (validate and not tasks) else list(tasks or [])
+        every = all_tasks or (validate and not tasks)
+        names = list_tasks() if every else named_tasks(tasks or ())
         if not names:
             raise InputError("name a task, or pass --all; --list names them")
-        for name in names:
-            load_task(name)
         chosen = TEST_SEED if seed is None else seed
         if earlier is not None:
             check_comparable(names, n, chosen, earlier, printable(str(against)))

@@ -30,6 +30,19 @@ def list_tasks() -> list[str]:
     return sorted(module.name for module in found if not module.name.startswith("_"))
 
 
+def named_tasks(names: Iterable[str]) -> list[str]:
+    """The tasks that names mean: one each, or all that begin so (`reconstruction`: of all media).
+    InputError with the nearest name."""
+    known = list_tasks()
+    found: list[str] = []
+    for name in names:
+        family = [name] if name in known else [t for t in known if t.startswith(f"{name}_")]
+        if not family:
+            raise unknown("task", name, known)
+        found += family
+    return list(dict.fromkeys(found))
+
+
 def load_task(name: str) -> ModuleType:
     """The file of a task: it holds VERSION and TASK. InputError with the nearest name."""
     if name not in list_tasks():

@@ -23,7 +23,14 @@ from polyglyph.data.sources.shapes import to_media, to_plain
 from polyglyph.errors import InputError
 from polyglyph.eval.pairs import PairTask
 from polyglyph.eval.protocol import compare
-from polyglyph.eval.runner import check_comparable, list_tasks, load_task, run_tasks, validate
+from polyglyph.eval.runner import (
+    check_comparable,
+    list_tasks,
+    load_task,
+    named_tasks,
+    run_tasks,
+    validate,
+)
 from polyglyph.eval.scoring import Task, others
 from polyglyph.media import MODALITY_OF, Image
 from polyglyph.sequence.document import Document, Segment
@@ -94,6 +101,20 @@ def test_every_task_has_a_version_a_task_and_a_summary() -> None:
         module = load_task(name)
         assert module.VERSION >= 1 and isinstance(module.TASK, Task)
         assert module.TASK.summary and module.TASK.needs
+
+
+def test_a_name_is_a_task_or_the_beginning_of_several() -> None:
+    media = [f"reconstruction_{medium}" for medium in ("audio", "image", "video")]
+    assert named_tasks(["reconstruction"]) == media
+    assert named_tasks(["validity", media[1], "reconstruction"]) == [
+        "validity",
+        media[1],
+        *media[::2],
+    ]
+    assert named_tasks([]) == []
+    for wrong in ("reconstructio", "reconstruction_", ""):
+        with pytest.raises(InputError, match="unknown task"):
+            named_tasks([wrong])
 
 
 def test_every_pair_of_the_world_is_a_task() -> None:

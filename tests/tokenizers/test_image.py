@@ -51,6 +51,27 @@ def test_the_codec_says_what_its_codes_are(tokenizer: ImageTokenizer) -> None:
     assert tokenizer.default_meta((3, 5)) == ImageMeta(12, 20)
 
 
+@pytest.mark.parametrize("base", [8, 12])
+@pytest.mark.parametrize(
+    ("multipliers", "patch", "stride"),
+    [((1, 1, 2), 2, 8), ((1, 1, 2, 2), 2, 16), ((1, 1, 1, 2, 2), 1, 16)],
+)
+def test_f8_and_f16_come_in_any_width(
+    multipliers: tuple[int, ...], patch: int, stride: int, base: int
+) -> None:
+    torch.manual_seed(3)
+    quantizer = {"codebook_size": 16, "d_code": 4}
+    net = ImageCodec(
+        ImageCodecConfig(base=base, multipliers=multipliers, patch=patch, quantizer=quantizer)
+    )
+    tokenizer = ImageTokenizer(net)
+    grid = tokenizer.encode(picture(33, 50))
+    assert tokenizer.stride == (stride, stride)
+    assert grid.shape == (-(-33 // stride), -(-50 // stride))
+    assert array(tokenizer.decode(grid)).shape == (33, 50, 3)
+    assert net.encoder.width == base * multipliers[-1]
+
+
 @pytest.mark.parametrize(("h", "w"), [(61, 35), (4, 4), (1, 1), (3, 50), (64, 64)])
 def test_any_size_comes_back_as_it_was(tokenizer: ImageTokenizer, h: int, w: int) -> None:
     grid = tokenizer.encode(picture(h, w))

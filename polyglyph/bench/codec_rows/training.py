@@ -149,6 +149,7 @@ def make(side: str, rate: float, setting: Setting) -> Any:
         training.net.quantizer.learner = VectorQuantize(q.d_code, q.codebook_size)
         assert not list(training.net.quantizer.learner.parameters())  # it follows by running means
     # Learners draw numbers, so that the discriminator behind them would begin differently.
+    assert training.judge is not None
     torch.manual_seed(training.config.run.seed)
     for layer in training.judge.net.modules():
         if isinstance(layer, torch.nn.Conv2d | torch.nn.GroupNorm):

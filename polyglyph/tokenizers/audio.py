@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ from polyglyph.tokenizers.base import (
     check_follows,
     join_codes,
 )
+from polyglyph.tokenizers.flat_audio import FlatDecoder, FlatEncoder
+from polyglyph.tokenizers.losses import added
 from polyglyph.tokenizers.neural import (
     RESIDUAL_KINDS,
     CodecStep,
@@ -100,8 +102,9 @@ class AudioCodecConfig(Config):
 
     channels: 1 (mono) or 2 (stereo) of the sound. widths: channels after each stride;
     encoder_units, decoder_units: residual units there; taps: length of the first and last filters,
-    in strides. init: folder of a codec of the same shape, or the run that made it, to train on
-    from.
+    in strides. trunk: "flat" works at the rate of codes alone (flat_audio.py) and has one stride,
+    one width and as wide latents. init: folder of a codec of the same shape, or the run that made
+    it, to train on from.
     """
 
     modality: str = "audio"
@@ -115,6 +118,7 @@ class AudioCodecConfig(Config):
     decoder_units: tuple[NonNegativeInt, ...] = (1, 1, 2, 3)
     d_latent: int = Field(128, ge=1)
     taps: int = Field(5, ge=1)
+    trunk: Literal["seanet", "flat"] = added("seanet")
     decoder_activation: str = Field("snake", pattern="^(elu|snake)$")
     quantizer: QuantizerConfig = QuantizerConfig(
         kind="rvq", codebook_size=256, n_codebooks=4, d_code=16
@@ -127,6 +131,12 @@ class AudioCodecConfig(Config):
         for name in ("widths", "encoder_units", "decoder_units"):
             if len(getattr(self, name)) != len(self.strides):
                 raise ValueError(f"{name} needs one entry per stride ({len(self.strides)})")
+        most = self.channels * self.strides[0]
+        if self.trunk == "flat" and not (self.d_latent,) == self.widths <= (most,):
+            raise ValueError(
+                f'trunk "flat" has one stride, one width of at most channels · stride ({most}), '
+                f"and d_latent is it; got widths {list(self.widths)}, d_latent {self.d_latent}"
+            )
         return self
 
 
@@ -141,15 +151,18 @@ class AudioCodec(nn.Module):
         c = config
         self.hop = math.prod(c.strides)
         shape, ends = (c.widths, c.strides), (c.taps, c.channels)
-        self.encoder = Encoder(*shape, c.encoder_units, c.d_latent, "elu", *ends)
-        self.decoder = Decoder(*shape, c.decoder_units, c.d_latent, c.decoder_activation, *ends)
+        kinds = (Encoder, Decoder) if c.trunk == "seanet" else (FlatEncoder, FlatDecoder)
+        self.encoder = kinds[0](*shape, c.encoder_units, c.d_latent, "elu", *ends)
+        self.decoder = kinds[1](*shape, c.decoder_units, c.d_latent, c.decoder_activation, *ends)
         self.quantizer = Quantizer(c.quantizer, c.d_latent)
+        if c.trunk == "flat":
+            self.quantizer.start_plain()
         self.spectral = SpectralLoss(c.sample_rate, c.loss.windows, c.loss.floor)
 
     def init_from(self, other: AudioCodec) -> None:
         """Take a trained codec's weights and codebooks; ConfigError if its shape is another."""
         names = ("channels", "strides", "widths", "encoder_units", "decoder_units", "d_latent",
-                 "taps", "decoder_activation")  # fmt: skip
+                 "taps", "trunk", "decoder_activation")  # fmt: skip
         sizes = ("kind", "codebook_size", "n_codebooks", "d_code")
         for owner, keys in (("", names), ("quantizer.", sizes)):
             a, b = (c.quantizer if owner else c for c in (self.config, other.config))

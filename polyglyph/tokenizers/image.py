@@ -108,10 +108,7 @@ class ImageCodec(nn.Module):
         self.stride = self.encoder.stride
         self.quantizer = Quantizer(config.quantizer, self.encoder.width)
         if config.trunk == "flat":
-            # The quantizer begins with the coarse coefficients as they are.
-            for projection in (self.quantizer.project_in, self.quantizer.project_out):
-                nn.init.eye_(projection.weight)
-                nn.init.zeros_(projection.bias)
+            self.quantizer.start_plain()
 
     @staticmethod
     def batch_tensor(pictures: np.ndarray) -> Tensor:

@@ -194,6 +194,13 @@ class Quantizer(nn.Module):
         self.register_buffer("codebook", self.scheme.start(), persistent=self.scheme.saved)
         self.learner: nn.Module | None = None
 
+    def start_plain(self) -> None:
+        """Begin with the first coordinates of a latent as they are; for trunks that begin as
+        transforms, coarse coefficients first."""
+        for projection in (self.project_in, self.project_out):
+            nn.init.eye_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
     def attach_learner(self, *, warm: bool = False) -> None:
         """Hand the codebooks to a learner, which trains them from here on.
 

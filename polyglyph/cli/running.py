@@ -21,7 +21,7 @@ from polyglyph.cli.options import (
     TopK,
     TopP,
 )
-from polyglyph.cli.outcome import command, printable
+from polyglyph.cli.outcome import Outcome, command, printable
 from polyglyph.cli.progress import progress
 from polyglyph.cli.reconstructing import show_comparison
 
@@ -93,20 +93,12 @@ def evaluate(
     with command("eval", as_json, debug) as outcome:
         from polyglyph.errors import InputError
         from polyglyph.eval.protocol import load_results
-        from polyglyph.eval.runner import (
-            check_comparable,
-            list_tasks,
-            load_task,
-            named_tasks,
-            run_tasks,
-        )
+        from polyglyph.eval.runner import check_comparable, list_tasks, named_tasks, run_tasks
         from polyglyph.eval.runner import validate as check_tasks
         from polyglyph.eval.scoring import TEST_SEED
 
         if list_all:
-            for name in list_tasks():
-                outcome.add(task=name, summary=load_task(name).TASK.summary)
-                outcome.show(f"{name:24} {outcome.results[-1]['summary']}")
+            _show_tasks(outcome)
             return
         earlier = load_results(against) if against is not None else None
         if earlier is not None and tasks and tasks[0].endswith(".json"):
@@ -143,6 +135,15 @@ def evaluate(
         outcome.show(found.table())
         if earlier is not None:
             show_comparison(outcome, results, earlier, ("this", printable(str(against))))
+
+
+def _show_tasks(outcome: Outcome) -> None:
+    """A line per task."""
+    from polyglyph.eval.runner import list_tasks, load_task
+
+    for name in list_tasks():
+        outcome.add(task=name, summary=load_task(name).TASK.summary)
+        outcome.show(f"{name:24} {outcome.results[-1]['summary']}")
 
 
 def bench(

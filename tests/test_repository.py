@@ -6,8 +6,11 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import json
+import math
 import os
 import re
+import struct
 import subprocess
 import sys
 import tomllib
@@ -273,6 +276,23 @@ def test_the_five_parts_are_sub_packages(part: str) -> None:
         pytest.skip(f"polyglyph.{part} is not built")
     module = importlib.import_module(f"polyglyph.{part}")
     assert Path(module.__file__ or "").parent == PACKAGE / part
+
+
+def test_what_is_shipped_is_small_and_in_bf16() -> None:
+    shipped = PACKAGE / "checkpoints"
+    files = [path for path in shipped.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 25_000_000
+    counts = {True: 0, False: 0}  # parameters of tiny: of its codecs, of its model
+    for path in files:
+        if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+            tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+            assert {entry["dtype"] for entry in tensors} == {"BF16"}, path
+            if "tiny" in path.parts:
+                is_codec = "tokenizers" in path.relative_to(shipped).parts
+                counts[is_codec] += sum(math.prod(entry["shape"]) for entry in tensors)
+    assert 0 < counts[True] <= 5_000_000 and 0 < counts[False] <= 7_000_000
 
 
 def test_help_imports_no_heavy_library() -> None:

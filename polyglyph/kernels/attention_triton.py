@@ -115,10 +115,13 @@ def tile_of(
     """The tile of "forward", "keys" or "queries"; architecture 80, 90, or 0: the interpreter."""
     if not architecture:
         return INTERPRETED.get(kernel, INTERPRETED["forward"])
-    width = max(SMALLEST, triton.next_power_of_2(d_head))
-    tile = TILES[architecture][kernel][width, dtype == torch.float32]
-    if softcap and kernel == "keys":  # the slopes take as many registers as the weights
+    size = max(SMALLEST, triton.next_power_of_2(d_head)), dtype == torch.float32
+    tile = TILES[architecture][kernel][size]
+    if softcap and kernel == "keys" and size != (32, True):
+        # The slopes take as many registers as the weights. In fp32, 16 rows of 32 are no better.
         tile = replace(tile, m=max(16, tile.m // 2))
+    if softcap and kernel == "forward" and size == (128, True):
+        tile = replace(tile, n=16)  # 32 keys spill 24 bytes
     return tile
 
 
@@ -157,7 +160,7 @@ def forward_op(
     q, k, v = _rows(q), _rows(k), _rows(v)
     out, lse = _empty(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     batch, n_heads, length, d_head = q.shape
-    tile = tile_of("forward", d_head, q.dtype, _architecture(q.device))
+    tile = tile_of("forward", d_head, q.dtype, _architecture(q.device), softcap > 0)
     n_tiles = triton.cdiv(length, tile.m)
     forward_kernel[(n_tiles * batch * n_heads,)](
         *(q, k, v, bounds, out, lse, *_strides(q, k, v)),
@@ -347,18 +350,21 @@ def _forms(kind: str, d_head: int, architecture: int, cap: bool = False) -> Iter
 
 
 def _compilations() -> Iterator[Compilation]:
-    """Every tile once; the other forms of a kernel (fp16, softcap) with heads of 128,
-    whose registers are the fullest."""
+    """Every tile, with a softcap too where it costs registers (sm_90); fp16, whose registers are
+    those of bf16, with heads of 128."""
     for architecture in (90, 80):
         for d_head in (128, 64, 256, 32):
             yield from _forms("bf16", d_head, architecture)
     for d_head in (128, 256):
         yield _compilation("delta", delta_kernel, "bf16", d_head, _delta_tile(d_head), {})
-    yield from _forms("bf16", 128, 90, cap=True)
+    for d_head in (128, 64, 256, 32):
+        yield from _forms("bf16", d_head, 90, cap=True)
     yield from _forms("fp16", 128, 90)
     for architecture in (90, 80):
         for d_head in (128, 64, 32):
             yield from _forms("fp32", d_head, architecture)
+    for d_head in (128, 64, 32):
+        yield from _forms("fp32", d_head, 90, cap=True)
 
 
 COMPILATIONS = list(_compilations())

@@ -86,6 +86,10 @@ def _refuse(error: Any, arguments: Sequence[str]) -> int:
     """A command line that typer couldn't read: one line, like every other wrong input."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "polyglyph"
+    # Of an option without its value, click doesn't say whose it is.
+    verbs: Any = typer.main.get_command(app)
+    if context is None and arguments and arguments[0] in verbs.commands:
+        path = f"polyglyph {arguments[0]}"
     # The first argument is the verb, if there is one at all.
     verb = path.removeprefix("polyglyph").strip() or (arguments[0] if arguments else "")
     outcome = Outcome(verb, as_json="--json" in arguments)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyglyph.errors import InputError, unknown
+from polyglyph.errors import FormatError, InputError, unknown
 
 
 class Codecs:
@@ -135,10 +135,30 @@ class Codecs:
 
     def _that_made(self, grid: Any) -> Any:
         first = self.of(grid.modality)
-        if first.fingerprint == grid.fingerprint or grid.modality in self._named:
+        if first.fingerprint == grid.fingerprint or not grid.fingerprint:
             return first
-        same = (t for t in self._checkpoints.values() if t.fingerprint == grid.fingerprint)
-        return next(same, first)
+        if grid.modality not in self._named:
+            for tokenizer in self._checkpoints.values():
+                if tokenizer.fingerprint == grid.fingerprint:
+                    return tokenizer
+        name = _packaged_with(grid.fingerprint)
+        if name is not None:
+            raise FormatError(
+                f"codes were made by codec {grid.fingerprint[:12]}, this {grid.modality} codec is "
+                f"{first.fingerprint[:12]}; try --codec {name}"
+            )
+        return first
+
+
+def _packaged_with(fingerprint: str) -> str | None:
+    """The packaged checkpoint that has the codec of this fingerprint."""
+    from polyglyph.checkpoint import PACKAGED, packaged_checkpoints, read_manifest
+
+    for name in packaged_checkpoints():
+        entries = read_manifest(PACKAGED / name, verify=False).get("tokenizers") or {}
+        if any(entry["fingerprint"] == fingerprint for entry in entries.values()):
+            return name
+    return None
 
 
 def _read(name: str, span: str | None, folder: Path) -> list[Any]:

@@ -32,7 +32,7 @@ from polyglyph.cli.options import (
     ReadAs,
     Strict,
 )
-from polyglyph.cli.outcome import Outcome, command, printable
+from polyglyph.cli.outcome import Outcome, command, counted, printable
 
 __all__ = ["INDEX", "detokenize", "read_lines", "tokenize", "write_errors"]
 
@@ -135,13 +135,15 @@ class _Tokenizing:
             with attempting:
                 items.append((f"{len(items):06d}", printable(source), self.encode(source)))
         if self.outcome.errors:
-            self.outcome.note(f"nothing was written: {len(self.outcome.errors)} inputs failed")
+            failed = counted(len(self.outcome.errors), "input")
+            self.outcome.note(f"nothing was written: {failed} failed")
             return
         save_codes(output, items, force=force)
         for key, source, grids in items:
             self.outcome.add(source=source, file=output, key=key, grids=_summary(grids))
         n_codes = sum(grid.n_tokens for _, _, grids in items for grid in grids)
-        self.outcome.note(f"wrote {printable(output)}: {len(items)} inputs, {n_codes} codes")
+        what = f"{counted(len(items), 'input')}, {counted(n_codes, 'code')}"
+        self.outcome.note(f"wrote {printable(output)}: {what}")
 
     def folder(self, sources: Sequence[str], folder: Path, force: bool) -> None:
         """One codes file per input; what an index of an earlier run names is not made again."""
@@ -159,7 +161,7 @@ class _Tokenizing:
                         n_made += 1
                     self.outcome.add(**entry)
         self.outcome.note(
-            f"wrote {n_made} codes files to {printable(folder)}/, "
+            f"wrote {counted(n_made, 'codes file')} to {printable(folder)}/, "
             f"{len(self.outcome.results) - n_made} stood there already"
         )
 
@@ -355,7 +357,8 @@ class _Detokenizing:
                     self._make(codecs, item, name, loaded[1][item.key])
         n_made = len(self.outcome.results) - n_before
         more = f", {n_before} stood there already" if n_before else ""
-        self.outcome.note(f"wrote {n_made} files to {printable(self.results.path)}/{more}")
+        wrote = f"wrote {counted(n_made, 'file')} to {printable(self.results.path)}/"
+        self.outcome.note(wrote + more)
 
     def _make(self, codecs: Any, item: _Item, name: str, grids: Sequence[Any]) -> None:
         from polyglyph.media import save_sound

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from polyglyph.cli.outcome import Outcome, explain
+from polyglyph.cli.outcome import Outcome, counted, explain
 from polyglyph.cli.progress import progress
 
 INDEX, ERRORS = "index.jsonl", "errors.jsonl"
@@ -124,7 +124,8 @@ def each(
             yield item, attempt(outcome, name)
             if strict and outcome.errors:
                 left = len(items) - done - 1
-                outcome.note(f"stopped at the first error (--strict): {left} inputs are left")
+                are_left = f"{counted(left, 'input')} {'is' if left == 1 else 'are'} left"
+                outcome.note(f"stopped at the first error (--strict): {are_left}")
                 return
 
 

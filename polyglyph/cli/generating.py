@@ -26,7 +26,7 @@ from polyglyph.cli.options import (
     TopK,
     TopP,
 )
-from polyglyph.cli.outcome import Outcome, command, printable
+from polyglyph.cli.outcome import Outcome, command, counted, printable
 from polyglyph.cli.progress import progress
 
 # Options that stand for a PART; what a file is read as.
@@ -208,7 +208,9 @@ class _Generating:
         with atomic_file(folder / INDEX, force=True) as temporary:
             temporary.write_text(lines, "utf-8")
         write_errors(folder, self.outcome)
-        self.outcome.note(f"wrote {len(self.outcome.results)} files to {printable(folder)}/")
+        self.outcome.note(
+            f"wrote {counted(len(self.outcome.results), 'file')} to {printable(folder)}/"
+        )
 
     def _batch(self, pipe: Any, batch: Sequence[_Request], folder: Path) -> None:
         """Writes the answers of one batch; a prompt that can't be answered doesn't spoil others."""

@@ -13,7 +13,7 @@ import typer
 
 from polyglyph.cli import files
 from polyglyph.cli.options import AsJson, Checkpoint, Debug, Device
-from polyglyph.cli.outcome import Outcome, command, printable
+from polyglyph.cli.outcome import Outcome, command, counted, printable
 
 
 def inspect(
@@ -95,7 +95,7 @@ class _Inspecting:
 
         rows = grammar.spell(ids)
         shown = rows[: self.limit or None]
-        table = Table(title=f"{title}: {len(rows)} ids")
+        table = Table(title=f"{title}: {counted(len(rows), 'id')}")
         for name in ("position", "id", "allowed"):
             table.add_column(name, justify="right")
         for name in ("name", "slot", "piece"):
@@ -110,7 +110,7 @@ class _Inspecting:
             )  # fmt: skip
         self.outcome.show(table)
         if len(shown) < len(rows):
-            self.outcome.note(f"{len(rows) - len(shown)} more ids; --limit 0 shows all")
+            self.outcome.note(f"{counted(len(rows) - len(shown), 'more id')}; --limit 0 shows all")
 
     def facts(self, title: str, entry: dict[str, Any]) -> None:
         """One thing as a list of its properties."""

@@ -136,6 +136,11 @@ def printable(path: str | os.PathLike) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def counted(n: int, noun: str) -> str:
+    """`n` things, in words: "1 file", "2 files"; a noun whose plural ends in s."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def plain(value: Any) -> Any:
     """numpy numbers and arrays, and paths, as JSON values."""
     if hasattr(value, "tolist"):

@@ -30,6 +30,7 @@ def test_verbs_that_are_not_built_are_not_there(run: Any) -> None:
         (["generate", "--bogus"], "--bogus"),
         (["tokenize"], "Missing argument"),
         (["generate", "x", "--seed", "one"], "Invalid value for '--seed'"),
+        (["generate", "--to", "text", "--image"], "requires an argument; see polyglyph generate"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_status_2(

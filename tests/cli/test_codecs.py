@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_checkpoints import make_codecs, picture, sound
 
+from polyglyph import checkpoint
 from polyglyph.cli.codecs import Codecs
 from polyglyph.errors import FormatError, InputError
 from polyglyph.media import Audio, Image, Video
@@ -36,3 +38,18 @@ def test_named_codecs_do_without_a_checkpoint(others: dict[str, str]) -> None:
         codecs.of("video")
     with pytest.raises(InputError, match="goes from 1 to 3 here; got 9"):
         Codecs("gone", [others["audio"]], n_codebooks=9)
+
+
+def test_codes_of_a_packaged_codec_name_it(
+    made: Path, others: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packaged = Path(others["image"]).parent
+    monkeypatch.setattr(checkpoint, "PACKAGED", packaged)
+    grids = Codecs(others["image"]).encode(Image(picture(9, 9)))
+    with pytest.raises(FormatError, match="try --codec image") as caught:
+        Codecs(str(made / "model")).decode(grids)
+    assert grids[0].fingerprint[:12] in str(caught.value)
+    with pytest.raises(FormatError, match="try --codec image"):
+        Codecs(str(made / "model"), [str(made / "codecs" / "image")]).decode_parts(grids)
+    nameless = replace(grids[0], fingerprint="")  # anybody's
+    assert Codecs(str(made / "model")).decode([nameless])[0].width == 9

@@ -135,7 +135,7 @@ def test_the_same_command_again_makes_what_is_missing_only(here: Path, run: Any)
 def test_a_changed_input_is_encoded_again(here: Path, run: Any) -> None:
     assert run("tokenize", "photo.jpg", "-o", "codes/").status == 0
     Image("photo.jpg").pil.resize((50, 40)).save("photo.jpg")
-    assert "wrote 1 codes files" in run("tokenize", "photo.jpg", "-o", "codes/").err
+    assert "wrote 1 codes file" in run("tokenize", "photo.jpg", "-o", "codes/").err
     (item,) = load_codes("codes/photo.jpg.safetensors")
     assert item[2][0].meta.width == 50 and os.listdir("codes").count("photo.jpg.safetensors") == 1
 
@@ -227,7 +227,7 @@ def test_strict_stops_at_the_first_broken_file(here: Path, run: Any) -> None:
     done = run("tokenize", "photo.jpg", "a.png", "speech.wav", "-o", "codes/", "--strict", "--json")
     assert done.status == 2 and [r["source"] for r in done.json["results"]] == ["photo.jpg"]
     assert len(Path("codes/errors.jsonl").read_text().splitlines()) == 1
-    assert "stopped at the first error (--strict): 1 inputs are left" in done.err
+    assert "stopped at the first error (--strict): 1 input is left" in done.err
 
 
 def test_an_error_of_ours_on_one_file_spares_the_others(
@@ -372,12 +372,12 @@ def test_going_back_goes_on_where_it_was_interrupted(here: Path, run: Any) -> No
     Path("out/photo.png").unlink()
     done = run("detokenize", "codes", "-o", "out", "--json")
     assert done.status == 0 and len(done.json["results"]) == 3
-    assert "wrote 1 files to out/, 2 stood there already" in done.err
+    assert "wrote 1 file to out/, 2 stood there already" in done.err
     for name in ("speech.wav", "clip.mp4"):
         assert Path("out", name).stat().st_mtime_ns == before[name]
     # A newer codes file is decoded again; a result that somebody has changed since is kept.
     assert run("tokenize", "speech.wav", "-o", "codes/", "-f", "--codebooks", "1").status == 0
-    assert "wrote 1 files" in run("detokenize", "codes", "-o", "out").err
+    assert "wrote 1 file" in run("detokenize", "codes", "-o", "out").err
     assert run("tokenize", "speech.wav", "-o", "codes/", "-f").status == 0
     Path("out/speech.wav").write_bytes(b"mine")
     done = run("detokenize", "codes", "-o", "out")

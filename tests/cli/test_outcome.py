@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import typer
 
-from polyglyph.cli.outcome import Outcome, Terminated, command, explain, plain, printable
+from polyglyph.cli.outcome import (
+    Outcome,
+    Terminated,
+    command,
+    counted,
+    explain,
+    plain,
+    printable,
+)
 from polyglyph.errors import InputError, MachineError, MediaError
 
 
@@ -77,3 +85,7 @@ def test_stdout_is_empty_but_for_json_and_data(capsys: pytest.CaptureFixture[str
 def test_names_that_are_not_utf_8_can_be_printed() -> None:
     name = b"caf\xe9 \xf0\x9f\x8e\xb5.png".decode("utf-8", "surrogateescape")
     assert printable(name) == "caf\\xe9 🎵.png" and plain(Path(name)) == "caf\\xe9 🎵.png"
+
+
+def test_one_thing_is_not_several() -> None:
+    assert [counted(n, "file") for n in (0, 1, 2)] == ["0 files", "1 file", "2 files"]

@@ -2,10 +2,10 @@
 
 Both sides train one net, from the same weights, on the same pictures in the same order, with the
 same losses and start of the discriminator, by the codec trainer. Ours is the shipped recipe of
-`rich-image` over fewer steps; the peer is `VectorQuantize(dim, codebook_size)` as it comes, under
-taming's schedule (constant rate, Adam with betas 0.5 and 0.9, no warm-up, decay or clipping). Each
-side has three learning rates to choose from. CPU seconds are those of the steps, without the
-drawing of pictures and the checks.
+`tiny-image` at half its width, on `rich` pictures and over fewer steps; the peer is
+`VectorQuantize(dim, codebook_size)` as it comes, under taming's schedule (constant rate, Adam with
+betas 0.5 and 0.9, no warm-up, decay or clipping). Each side has three learning rates to choose
+from. CPU seconds are those of the steps, without the drawing of pictures and the checks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Setting:
 
     sets: tuple[str, ...]
     n_steps: int = 240
-    every: int = 5  # steps from one check to the next
+    every: int = 8  # steps from one check to the next
     n_batches: int = 80  # drawn once; then they come again
     n_held_out: int = 16
     rates: tuple[tuple[str, tuple[float, ...]], ...] = (
@@ -40,24 +40,32 @@ class Setting:
     )
 
 
-CONFIG = "rich-image"
+# Not rich-image: its net begins as a transform coder, so that the peer's best is where it begins.
+CONFIG = "tiny-image"
+_SAME = (
+    "data.source=rich",
+    "data.noise=0",
+    "data.shift=0",
+    "loss.steady=0",
+    "loss.adversarial=0.1",
+    "codec.base=16",
+    "run.dtype=fp32",
+)
 SETTING = Setting(
     (
+        *_SAME,
         "data.side=64",
-        "data.batch_size=16",
-        "quantizer.codebook_size=1024",
-        "loss.adversarial=0.1",
+        "data.batch_size=8",
+        "quantizer.codebook_size=512",
         "loss.discriminator_start=120",
     )
 )
 QUICK = Setting(
     (
-        "codec.base=48",
-        "codec.patch=4",
+        *_SAME,
         "data.side=16",
         "data.batch_size=4",
         "quantizer.codebook_size=32",
-        "loss.adversarial=0.1",
         "loss.discriminator_start=4",
     ),
     n_steps=6,
@@ -66,7 +74,7 @@ QUICK = Setting(
     n_held_out=2,
     rates=((OURS, (1e-3, 2e-3)), (PEER, (1e-3, 2e-3))),
 )
-OUR_SETS = ("schedule.warmup=10",)  # of 240 steps, not of 4,500
+OUR_SETS = ("schedule.warmup=10",)  # of 240 steps, not of 1,400
 PEER_SETS = (
     # The saved form of the library's quantizer and its defaults; the learner is replaced.
     "quantizer.kind=ema",
@@ -106,6 +114,11 @@ def rows(quick: bool, say: Callable[[str], None]) -> Iterator[BenchResult]:
     name = "training, our recipe against vector-quantize-pytorch's defaults, CPU time to its PSNR"
     say(f"{name}: pictures")
     batches, held_out = draw_pictures(setting)
+    for side, _ in setting.rates:  # what loads and compiles at first use isn't counted
+        warm = make(side, 1e-3, setting)
+        warm.batches = Drawn(batches)
+        for _ in range(2):
+            warm.advance()
     curves: dict[str, list[Curve]] = {side: [] for side, _ in setting.rates}
     for turn in zip(*(rates for _, rates in setting.rates), strict=True):
         for (side, _), rate in zip(setting.rates, turn, strict=True):
@@ -131,7 +144,13 @@ def config_of(side: str, rate: float, setting: Setting) -> Any:
     from polyglyph.train.config import load_run
 
     own = {OURS: OUR_SETS, PEER: PEER_SETS}[side]
-    shape = (f"run.steps={setting.n_steps}", "run.device=cpu", f"optimizer.lr={rate}")
+    # A second thread waits by spinning, which counts as CPU time.
+    shape = (
+        f"run.steps={setting.n_steps}",
+        "run.device=cpu",
+        "run.threads=1",
+        f"optimizer.lr={rate}",
+    )
     return load_run(CONFIG, [*setting.sets, *own, *shape])
 
 

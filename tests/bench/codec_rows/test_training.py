@@ -35,7 +35,7 @@ def test_both_sides_begin_with_the_same_weights_and_the_peer_has_the_library_s_d
         assert torch.equal(left, right)
     assert ours.net.config.loss == peer.net.config.loss
     learner = peer.net.quantizer.learner
-    assert learner._codebook.embed.shape == (1, 32, 16)
+    assert learner._codebook.embed.shape == (1, 32, 8)
     assert (learner._codebook.decay, learner.commitment_weight) == (0.8, 1.0)
     assert learner._codebook.threshold_ema_dead_code == 0 and learner._codebook.initted
     (adam,) = peer.optimizer.parts

@@ -100,6 +100,11 @@ def _is_codes_file(output: str) -> bool:
     return suffix == SUFFIX
 
 
+def comes_in_chunks(codecs: Any, source: str, read_as: str | None) -> bool:
+    """True for a file that is too long to be held, and whose codec needs no more than chunks."""
+    return read_as in (None, LONG) and files.is_long(source) and codecs.takes_chunks(LONG)
+
+
 class _Tokenizing:
     """One run of the verb."""
 
@@ -108,11 +113,7 @@ class _Tokenizing:
 
     def encode(self, source: str) -> list[Any]:
         """The grids of one file; its notes are said. A long sound is never held as a whole."""
-        if (
-            self.read_as in (None, LONG)
-            and files.is_long(source)
-            and self.codecs.takes_chunks(LONG)
-        ):
+        if comes_in_chunks(self.codecs, source, self.read_as):
             from polyglyph.media import stream_sound
 
             notes: list[str] = []

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from polyglyph.cli import files
+from polyglyph.cli.codes import LONG, comes_in_chunks
 from polyglyph.cli.folders import each, write_errors
 from polyglyph.cli.options import (
     Against,
@@ -53,7 +54,7 @@ def reconstruct(
     """Media through their codecs and back, with metrics and bits.
 
     Beside each result stands a picture of both, or of their spectrograms; results.json has the
-    means with their protocol.
+    means with their protocol. A long sound goes through in parts, in little memory.
     """
     with command("reconstruct", as_json, debug) as outcome:
         from polyglyph.checkpoint import refuse_existing
@@ -76,6 +77,9 @@ def reconstruct(
         try:
             for source, attempting in each(outcome, sources, "reconstructing", printable, strict):
                 with attempting:
+                    if comes_in_chunks(codecs, source, read_as):
+                        work.long(source, strict, force)
+                        continue
                     medium = files.read(source, read_as, strict)
                     files.note_all(outcome, source, medium)
                     work.one(source, medium, force)
@@ -119,40 +123,82 @@ class _Reconstructing:
 
     def one(self, source: str, medium: Any, force: bool) -> None:
         """Writes the reconstruction of a medium and the picture of both; adds its figures."""
-        from polyglyph.checkpoint import refuse_existing
         from polyglyph.eval.comparison import side_by_side
-        from polyglyph.eval.fidelity import measure
-        from polyglyph.eval.metrics import bits
-        from polyglyph.media import Image, modality_of
+        from polyglyph.eval.fidelity import SOUND, measure
+        from polyglyph.media import modality_of
 
         medium = self._framed(medium)
-        target = self.folder / self._names.of(source, files.suffix_of(medium))
-        beside = self.folder / self._names.of(f"{target.stem}-compared", ".png")
-        for path in (target, beside):
-            files.refuse_input(path, self.sources)
-            refuse_existing(path, force)
+        target, beside = self._targets(source, files.suffix_of(medium), force)
         grids = self.codecs.encode(medium)
         (result,) = self.codecs.decode(grids)
         files.write(result, target, force)
         modality = modality_of(medium)
         read = files.read(target, modality)
-        n_bits = sum(bits(grid, self.codecs.of(grid.modality).spec) for grid in grids)
-        entry = {
+        figures = measure(medium, read, self._bits(grids))
+        if len(grids) > 1:  # a clip and its sound
+            figures[SOUND + "bits"] = self._bits(grids[1:])
+        entry = self._entry(source, target, modality, grids, figures)
+        self._show(entry, side_by_side(medium, read), beside, force)
+        self.tally.add(modality, entry, medium, read)
+
+    def long(self, source: str, strict: bool, force: bool) -> None:
+        """As `one`, of a sound that is never held as a whole."""
+        from polyglyph.eval.comparison import spectrograms
+        from polyglyph.eval.long_sounds import SHOWN_S, Passing, measure_long
+        from polyglyph.eval.tally import PARTS
+        from polyglyph.media import save_sound, stream_sound
+
+        target, beside = self._targets(source, files.suffixes()[LONG][0], force)
+        notes: list[str] = []
+        grids = self.codecs.encode_chunks(LONG, stream_sound(source, strict=strict, notes=notes))
+        for note in notes:
+            self.outcome.note(f"note: {printable(source)}: {note}")
+        save_sound(self.codecs.decode_parts(grids), target, force)
+        original, result = Passing(stream_sound(source)), Passing(stream_sound(target))
+        figures = measure_long(original, result, self._bits(grids))
+        entry = {**self._entry(source, target, LONG, grids, figures), PARTS: True}
+        picture = spectrograms(original.head, result.head, f"; the first {SHOWN_S:.0f} s")
+        self._show(entry, picture, beside, force)
+        self.tally.add_marked(LONG, entry, original.mark, result.sample_rate)
+
+    def _targets(self, source: str, suffix: str, force: bool) -> tuple[Path, Path]:
+        """Where the result and the picture of both go; InputError where they may not."""
+        from polyglyph.checkpoint import refuse_existing
+
+        target = self.folder / self._names.of(source, suffix)
+        beside = self.folder / self._names.of(f"{target.stem}-compared", ".png")
+        for path in (target, beside):
+            files.refuse_input(path, self.sources)
+            refuse_existing(path, force)
+        return target, beside
+
+    def _entry(
+        self, source: str, target: Path, modality: str, grids: Any, figures: dict[str, float]
+    ) -> dict[str, Any]:
+        return {
             "source": printable(source),
             "file": printable(target),
             "modality": modality,
             "grids": {grid.modality: list(grid.codes.shape) for grid in grids},
             "n_tokens": sum(grid.n_tokens for grid in grids),
-            "bits": n_bits,
-            **measure(medium, read, n_bits),
+            "bits": self._bits(grids),
+            **figures,
             "codebook_use": self.tally.use(grids),
         }
-        picture = side_by_side(medium, read)
+
+    def _bits(self, grids: Any) -> float:
+        from polyglyph.eval.metrics import bits
+
+        return sum(bits(grid, self.codecs.of(grid.modality).spec) for grid in grids)
+
+    def _show(self, entry: dict[str, Any], picture: Any, beside: Path, force: bool) -> None:
+        """Saves the picture of both, if there is one, and says the entry."""
+        from polyglyph.media import Image
+
         if picture is not None:
             Image(picture).save(beside, force)
             entry["comparison"] = printable(beside)
         self.outcome.add(**entry)
-        self.tally.add(modality, entry, medium, read)
 
     def _framed(self, medium: Any) -> Any:
         """The medium at the size that was asked for; the sound of a clip stays."""

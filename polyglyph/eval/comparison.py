@@ -41,14 +41,16 @@ def _clips(a: Any, b: Any) -> PIL.Image.Image:
     return _laid_out(rows, [f"above: original, below: reconstruction; {n} frames"])
 
 
-def _sounds(a: Any, b: Any) -> PIL.Image.Image:
-    """On the scale of the higher rate: what a codec of a lower one leaves out shows."""
+def spectrograms(a: Any, b: Any, note: str = "") -> PIL.Image.Image:
+    """Two sounds one above the other; `note` ends the title.
+
+    On the scale of the higher rate: what a codec of a lower one leaves out shows."""
     rate = max(a.sample_rate, b.sample_rate)
     rows = []
     for sound in (a, b):
         mono = resample(mix_channels(sound.samples, 1), sound.sample_rate, rate)[0]
         rows.append([np.kron(spectrogram(mono, rate), np.ones((2, 3, 1), np.uint8))])
-    return _laid_out(rows, ["above: original, below: reconstruction; 150 Hz to 6 kHz"])
+    return _laid_out(rows, [f"above: original, below: reconstruction; 150 Hz to 6 kHz{note}"])
 
 
 def _small(pixels: np.ndarray, most: int = _MOST_SIDE) -> np.ndarray:
@@ -87,5 +89,5 @@ def _laid_out(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> PI
 _PAINTERS: dict[str, Callable[[Any, Any], Any]] = {
     "image": _pictures,
     "video": _clips,
-    "audio": _sounds,
+    "audio": spectrograms,
 }

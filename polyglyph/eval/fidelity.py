@@ -16,6 +16,7 @@ from polyglyph.media import mix_channels, modality_of, resample
 Figures = dict[str, float]
 # SSIM holds a dozen float64 copies of its picture: 8 million pixels take 2 GiB.
 _MOST_SSIM_PIXELS = 4_000_000
+SOUND = "sound_"  # the figures of a clip's sound begin with it
 
 
 def measure(original: Any, result: Any, n_bits: float) -> Figures:
@@ -39,7 +40,9 @@ def _video(a: Any, b: Any) -> Figures:
     figures = {"psnr_db": psnr(one, other), "difference_psnr_db": difference_psnr(one, other)}
     if one[0].size // 3 <= _MOST_SSIM_PIXELS:
         figures["ssim"] = clip_ssim(one, other)
-    return figures
+    if a.audio is None or b.audio is None or not min(a.audio.n_samples, b.audio.n_samples):
+        return figures
+    return figures | {SOUND + name: value for name, value in _audio(a.audio, b.audio).items()}
 
 
 def _audio(a: Any, b: Any) -> Figures:
@@ -115,3 +118,9 @@ MEASURED: dict[str, str] = {
     "audio": "16 bits of the WAV as written, mono, at the codec's rate; mel distance in log10 of "
     "80 bands; STOI at 10 kHz",
 }
+# What is said in addition where some of the media have such figures.
+MEASURED_SOUND = "its sound as the AAC of the MP4, mono, like a sound by itself"
+MEASURED_PARTS = (
+    "long sounds in parts: SI-SDR of the whole, mel distance and STOI the means over stretches "
+    "of 30 s"
+)

@@ -100,6 +100,31 @@ def si_sdr(estimate: np.ndarray, target: np.ndarray) -> float:
     return float(spectral.si_sdr(a, b).mean())
 
 
+class RunningSiSdr:
+    """`si_sdr` of mono samples that come in parts, by sums in float64."""
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._sums = np.zeros(5)  # of e, t, e e, e t, t t
+
+    def add(self, estimate: np.ndarray, target: np.ndarray) -> None:
+        """The next samples of both, of one shape."""
+        e, t = (x.reshape(-1) for x in _pair(estimate, target))
+        self._n += len(e)
+        self._sums += [e.sum(), t.sum(), e @ e, e @ t, t @ t]
+
+    @property
+    def value(self) -> float:
+        """In dB, of all so far."""
+        e, t, ee, et, tt = self._sums
+        ee, et, tt = ee - e * e / self._n, et - e * t / self._n, tt - t * t / self._n
+        eps = 1e-12
+        scale = et / (tt + eps)
+        signal = max(0.0, scale * scale * tt)
+        noise = max(0.0, ee - 2 * scale * et + signal)  # of equal sounds, a rounding below zero
+        return 10 * math.log10((signal + eps) / (noise + eps))
+
+
 def mel_distance(estimate: np.ndarray, target: np.ndarray, sample_rate: int) -> float:
     """Mean |log10-mel difference| of samples (S,) or (C, S); 0 is equal, 0.1 is 2 dB."""
     import torch

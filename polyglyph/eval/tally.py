@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from polyglyph.eval.fidelity import MEASURED, values_of
+from polyglyph.eval.fidelity import MEASURED, MEASURED_PARTS, MEASURED_SOUND, SOUND, values_of
 from polyglyph.eval.metrics import bootstrap, codebook_use
 from polyglyph.eval.protocol import AS_IS, FORMAT, hash_of, reconstruction_protocol
 
 _COMMON = ("n_tokens", "bits")  # columns of every table, whatever the modality
+PARTS = "parts"  # the key of an entry that was measured in parts
 
 
 class Tally:
@@ -36,9 +37,15 @@ class Tally:
 
     def add(self, modality: str, entry: dict[str, Any], original: Any, result: Any) -> None:
         """One file: its figures are the floats of `entry`."""
-        self._entries.setdefault(modality, []).append(entry)
-        self._hashes.setdefault(modality, []).append(hash_of(values_of(original)))
         rate = getattr(result, "sample_rate", None)
+        self.add_marked(modality, entry, hash_of(values_of(original)), rate)
+
+    def add_marked(
+        self, modality: str, entry: dict[str, Any], mark: str, rate: int | None = None
+    ) -> None:
+        """As `add`, of a file whose original has the hash `mark`; rate: of the result, in Hz."""
+        self._entries.setdefault(modality, []).append(entry)
+        self._hashes.setdefault(modality, []).append(mark)
         if rate is not None:
             self._rates.setdefault(modality, set()).add(rate)
 
@@ -86,9 +93,13 @@ class Tally:
         more: dict[str, Any] = {}
         if modality in self._rates:
             more["sample_rate"] = sorted(self._rates[modality])
+        names = {name for entry in self._entries[modality] for name in entry}
+        how = [MEASURED.get(modality, "values as written")]
+        how += [MEASURED_SOUND] * any(name.startswith(SOUND) for name in names)
+        how += [MEASURED_PARTS] * (PARTS in names)
         side = f"{self._size}x{self._size}" if modality in self._framed else ""
         return reconstruction_protocol(
-            MEASURED.get(modality, "values as written"),
+            "; ".join(how),
             f"files {hash_of(sorted(hashes))}",
             len(hashes),
             resize=f"to cover {side}, Lanczos of Pillow" if side else AS_IS,
@@ -101,16 +112,19 @@ class Tally:
         from rich.table import Table
 
         every = [entry for entries in self._entries.values() for entry in entries]
-        names = [name for name in _figures(every) if name not in _COMMON]
+        names = [name.removeprefix(SOUND) for name in _figures(every)]
+        names = [name for name in dict.fromkeys(names) if name not in _COMMON]
         table = Table()
         for name in ("file", "codes", "bits", *names):
             table.add_column(name, justify="left" if name == "file" else "right")
         for modality, entries in self._entries.items():
             for entry in entries:
                 table.add_row(entry["file"], f"{entry['n_tokens']:,}", *_row(entry, names))
+                _add_sound(table, "its sound", entry, names)
             metrics = self._task(modality)["metrics"]
             means = {name: estimate["mean"] for name, estimate in metrics.items()}
             table.add_row(f"mean of {len(entries)} ({modality})", "", *_row(means, names))
+            _add_sound(table, "mean of their sounds", means, names)
         return table
 
     def codebooks_table(self) -> Any:
@@ -127,6 +141,13 @@ class Tally:
                 share = f"{100 * use.usage:.1f} % of {size:,}"
                 table.add_row(modality, str(q), f"{seen:,}", share, f"{use.perplexity:.1f}")
         return table
+
+
+def _add_sound(table: Any, title: str, entry: dict[str, Any], names: Sequence[str]) -> None:
+    """The row of a clip's sound below that of the clip, in the columns of sounds."""
+    found = {k.removeprefix(SOUND): v for k, v in entry.items() if k.startswith(SOUND)}
+    if found:
+        table.add_row(title, "", *_row(found, names))
 
 
 def _figures(entries: Sequence[dict[str, Any]]) -> list[str]:

@@ -11,7 +11,7 @@ import typer
 
 from polyglyph.cli import files
 from polyglyph.cli.options import AsJson, Debug, Sets
-from polyglyph.cli.outcome import Outcome, command, printable
+from polyglyph.cli.outcome import Outcome, command, counted, printable
 from polyglyph.cli.progress import progress
 
 # Where `prepare` keeps the codecs and the vocabulary of its shards, as a checkpoint.
@@ -91,8 +91,10 @@ def prepare(
                 progress=lambda done, of: tell(done, of, "preparing"),
             )
         _keep_codecs(Path(output) / CODECS, parts)
-        if getattr(documents, "n_fitted", 0):
-            outcome.note(f"note: {documents.n_fitted} media were brought to the size of prompts")
+        n_fitted = getattr(documents, "n_fitted", 0)
+        if n_fitted:
+            were = "1 medium was" if n_fitted == 1 else f"{n_fitted} media were"
+            outcome.note(f"note: {were} brought to the size of prompts")
         for error in made.errors:
             outcome.errors.append(error)
             outcome.note(f"error: {error['message']}")
@@ -100,8 +102,9 @@ def prepare(
         counts = ("n_documents", "n_ids", "n_shards", "n_made")
         outcome.add(path=printable(output), **{name: getattr(made, name) for name in counts})
         outcome.note(
-            f"{printable(output)}: {made.n_documents} documents, {made.n_ids} ids in "
-            f"{made.n_shards} shards, {made.n_made} of them new"
+            f"{printable(output)}: {counted(made.n_documents, 'document')}, "
+            f"{counted(made.n_ids, 'id')} in {counted(made.n_shards, 'shard')}, "
+            f"{made.n_made} of them new"
         )
 
 
@@ -203,7 +206,8 @@ def train(
         with Progress(run.run.steps, run.run.name) as show:
             line = loop(run, folder, resume=resume, on_log=show)
         outcome.add(run=printable(folder), **line)
-        outcome.note(f"{printable(folder)}: {_describe(line)} after {line.get('step', 0)} steps")
+        steps = counted(line.get("step", 0), "step")
+        outcome.note(f"{printable(folder)}: {_describe(line)} after {steps}")
 
 
 def _which(config: str | None, output: str | None, resume: bool) -> str:

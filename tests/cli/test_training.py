@@ -104,7 +104,7 @@ def test_a_folder_of_any_sizes_is_prepared_for_the_built_in_checkpoint(
     Path("album/wall.txt").write_text("a wall")
     done = run("prepare", "album", "-o", "out", "--json", checkpoint=False)
     assert done.status == 0 and done.json["results"][0]["n_documents"] == 2
-    assert "note: 1 media were brought to the size of prompts" in done.err
+    assert "note: 1 medium was brought to the size of prompts" in done.err
     rows = run("inspect", "out", "--document", "0", "--json").json["results"]
     # prompt_size 16 x 24 at stride 8
     assert [r["name"] for r in rows if r["slot"] == "size"] == ["size 2", "size 3"]

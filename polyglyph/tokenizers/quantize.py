@@ -73,7 +73,7 @@ class QuantizerConfig(Config):
     batch is alike (the ground of a picture), random ones cut its cell into shades.
     rotation_trick: of the kinds that the library trains with a codebook; kmeans_init: of those
     with EMA; quantize_dropout: train with a random number of the residual codebooks, in
-    dropout_share of the steps ("rvq").
+    dropout_share of the steps ("rvq", "grouped").
     """
 
     kind: Kind = "vq"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +136,14 @@ class EmaScheme(Scheme):
     def learned(self, learner: nn.Module) -> Tensor | None:
         return torch.stack([layer._codebook.embed[0] for layer in self.layers(learner)])
 
+    def draw_dropout(self, learners: Sequence[Any], x: Tensor) -> None:
+        """Whether residual learners leave codebooks out in this step: `dropout_share` of all."""
+        c = self.config
+        if c.quantize_dropout and c.dropout_share < 1:
+            draw = of_process_0(torch.rand(1, device=x.device))  # else they would wait forever
+            for learner in learners:
+                learner.quantize_dropout = bool(draw < c.dropout_share)
+
     def hand_over(self, learner: nn.Module, codebook: Tensor) -> None:
         """Each code gets the statistics of one vector."""
         for layer, book in zip(self.layers(learner), codebook, strict=True):
@@ -173,10 +182,7 @@ class ResidualScheme(EmaScheme):
         return self.made(learner)
 
     def learn(self, learner: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        c = self.config
-        if c.quantize_dropout and c.dropout_share < 1:
-            draw = of_process_0(torch.rand(1, device=x.device))  # else they would wait forever
-            learner.quantize_dropout = bool(draw < c.dropout_share)
+        self.draw_dropout([learner], x)
         return super().learn(learner, x)
 
     def layers(self, learner: Any) -> list[Any]:
@@ -202,7 +208,8 @@ class GroupedScheme(EmaScheme):
         depth = self.config.n_codebooks // self.groups
         return [rvq.layers[level] for level in range(depth) for rvq in learner.rvqs]
 
-    def learn(self, learner: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def learn(self, learner: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.draw_dropout(learner.rvqs, x)
         quantized, codes, losses = learner(x)  # codes (groups, B, N, depth)
         codes = codes.permute(1, 2, 3, 0).flatten(2)  # (B, N, Q), coarse first
         return quantized, codes, losses.sum()

@@ -1,7 +1,8 @@
 """Attention on a GPU: the tiles' sizes, the launches, and the operators torch.compile sees.
 
 Sizes were chosen without a GPU, by what the compiler reports for sm_80 and sm_90 (no spills on
-sm_90, shared memory); their speed is unmeasured. Knows the kernels, nothing of masks or models."""
+sm_90, by triton 3.6 and by 3.9; shared memory); their speed is unmeasured. Knows the kernels,
+nothing of masks or models."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ _FP32 = {
 # Architecture -> kernel -> (head size rounded up, fp32 or not) -> tile. 80's are small, for the
 # 99 KiB of shared memory of 86, 89 and 120. On 90 the sums of eight warps want 128 rows: with 64
 # half of the warps would do the other half's work again.
-TILES: dict[int, dict[str, dict[tuple[int, bool], Tile]]] = {
+TILES: dict[int | tuple[int, str], dict[str, dict[tuple[int, bool], Tile]]] = {
     80: {
         "forward": {
             **_FP32["forward"],
@@ -105,6 +106,14 @@ TILES: dict[int, dict[str, dict[tuple[int, bool], Tile]]] = {
         },
     },
 }
+# Where triton 3.6 spills in 90's tiles: 32 bytes (keys, heads of 128), 28 and 428, the last for
+# want of a pipeline, with which 3.9 in turn keeps a word on the stack.
+TILES[90, backend.OLD] = {
+    "forward": TILES[90]["forward"],
+    "keys": TILES[90]["keys"]
+    | {(128, False): Tile(16, 128, 8, 2), (64, False): Tile(32, 128, 8, 2)},
+    "queries": TILES[90]["queries"] | {(256, False): Tile(128, 32, 8, 2)},
+}
 SMALLEST = 32
 INTERPRETED = {"forward": Tile(64, 32, 4, 1), "keys": Tile(32, 64, 4, 1)}
 
@@ -116,7 +125,7 @@ def tile_of(
     if not architecture:
         return INTERPRETED.get(kernel, INTERPRETED["forward"])
     size = max(SMALLEST, triton.next_power_of_2(d_head)), dtype == torch.float32
-    tile = TILES[architecture][kernel][size]
+    tile = backend.tuned(TILES, architecture)[kernel][size]
     if softcap and kernel == "keys" and size != (32, True):
         # The slopes take as many registers as the weights. In fp32, 16 rows of 32 are no better.
         tile = replace(tile, m=max(16, tile.m // 2))

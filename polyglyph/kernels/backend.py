@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any, TypeVar
@@ -27,6 +27,9 @@ SHARED = {90: 232_448, 80: 101_376}
 calls: Counter[tuple[str, str]] = Counter()
 _choice = "auto"
 _Launcher = TypeVar("_Launcher", bound=Callable[..., Any])
+_Row = TypeVar("_Row")
+# The compiler of triton 3.6 allots registers differently and spills in tiles that 3.9 keeps whole.
+OLD = "3.6"
 
 
 @cache
@@ -100,6 +103,22 @@ def architecture(device: torch.device) -> int:
     if row is None:
         raise ValueError(f"device: {_misfit(device)}")
     return row
+
+
+@cache
+def _is_old() -> bool:
+    """Whether the installed triton is older than 3.7."""
+    import triton
+
+    return tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
+
+
+def tuned(table: Mapping[int | tuple[int, str], _Row], architecture: int) -> _Row:
+    """The row of a tuned table: by a triton older than 3.7 that of (architecture, OLD), where there
+    is one, else that of the architecture."""
+    if _is_old() and (architecture, OLD) in table:
+        return table[architecture, OLD]
+    return table[architecture]
 
 
 def _misfit(device: torch.device) -> str | None:

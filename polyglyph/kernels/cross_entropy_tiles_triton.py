@@ -183,17 +183,18 @@ def dlogits(
         BLOCK_M, BLOCK_N, BLOCK_K, EVEN, INTERPRET,
     )  # fmt: skip
     ids = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    legal = _legal(ids, ranges_ptr + tl.load(job + 2) * 8)
-    logits = tl.where(legal[None, :], logits, -1e38)  # p is 0 there, and no target
     lanes = tl.arange(0, BLOCK_M)
     rows = begin + lanes
     real = rows < end
     lse = tl.load(lse_ptr + rows, mask=real, other=1e38)  # so that p is 0 behind the last row
-    p = tl.exp2((logits - lse[:, None]) * 1.4426950408889634)
-    grad = p * tl.load(grad_lse_ptr + rows, mask=real, other=0.0)[:, None]
+    grad_lse = tl.load(grad_lse_ptr + rows, mask=real, other=0.0)
     targets = tl.load(targets_ptr + rows, mask=real, other=-1).to(tl.int32)
     grad_picked = tl.load(grad_picked_ptr + rows, mask=real, other=0.0)
-    grad += tl.where(ids[None, :] == targets[:, None], grad_picked[:, None], 0.0)
+    legal = _legal(ids, ranges_ptr + tl.load(job + 2) * 8)
+    grad = tl.exp2((logits - lse[:, None]) * 1.4426950408889634) * grad_lse[:, None]
+    grad = tl.where(ids[None, :] == targets[:, None], grad + grad_picked[:, None], grad)
+    # Last, also over an overflow: hiding the logits instead spills 80 bytes by triton 3.6.
+    grad = tl.where(legal[None, :], grad, 0.0)
     stride = tl.load(job + 5).to(tl.int32) * 16  # so that the compiler knows a multiple of 16
     place = lanes[:, None] * stride + tl.arange(0, BLOCK_N)[None, :]
     tl.store(buffer_ptr + tl.load(job + 4) * 16 + place, grad.to(buffer_ptr.dtype.element_ty))

@@ -26,16 +26,18 @@ FLOOR = tl.constexpr(-1e38)  # log2-sum-exp of no key: finite, so that no inf - 
 # architecture -> (bytes of an element, head width as a power of two) -> (keys a tile, warps,
 # stages). From the resource report (no spill, two programs a multiprocessor up to 128), not from
 # timings: no GPU has run them.
-_TILES: dict[int, dict[tuple[int, int], tuple[int, int, int]]] = {
+_TILES: dict[int | tuple[int, str], dict[tuple[int, int], tuple[int, int, int]]] = {
     80: {
         (2, 32): (128, 4, 3), (2, 64): (64, 4, 3), (2, 128): (64, 4, 2), (2, 256): (32, 4, 2),
         (4, 32): (32, 4, 2), (4, 64): (32, 4, 2), (4, 128): (32, 8, 2), (4, 256): (16, 8, 2),
     },
     90: {
         (2, 32): (128, 4, 3), (2, 64): (128, 4, 3), (2, 128): (64, 4, 3), (2, 256): (32, 4, 3),
-        (4, 32): (32, 4, 2), (4, 64): (32, 4, 2), (4, 128): (32, 8, 2), (4, 256): (16, 8, 2),
+        (4, 32): (32, 4, 2), (4, 64): (32, 8, 2), (4, 128): (32, 8, 2), (4, 256): (16, 8, 2),
     },
 }  # fmt: skip
+# Two stages spill 28 bytes by triton 3.6, three keep a word on the stack by 3.9.
+_TILES[90, backend.OLD] = _TILES[90] | {(4, 256): (16, 8, 3)}
 
 
 @triton.jit
@@ -240,7 +242,7 @@ def _(
 def _tuned(architecture: int, itemsize: int, width: int, n_queries: int) -> dict[str, Any]:
     block_k = max(32, triton.next_power_of_2(width))
     block_m = min(MAX_PACKED, max(16, triton.next_power_of_2(n_queries)))
-    block_s, warps, stages = _TILES[architecture][itemsize, block_k]
+    block_s, warps, stages = backend.tuned(_TILES, architecture)[itemsize, block_k]
     if itemsize == 4:  # products by FMA, all operands in registers: more queries spill
         block_m = min(block_m, 16 if block_k > 64 else 32)
     elif block_m == MAX_PACKED and block_k > 64:

@@ -145,3 +145,19 @@ def test_launches_go_to_the_tensors_own_gpu(monkeypatch: pytest.MonkeyPatch) -> 
     assert launch(3.0, torch.empty(3), None) == 3.0 and len(entered) == 1
     schema = torch.library.infer_schema(launch, mutates_args=())
     assert schema == "(float factor, Tensor x, Tensor? y) -> float"
+
+
+@pytest.mark.parametrize("version", ["3.6.0", "3.6.1+git0", "3.7.0", "3.9.0", "3.10.0"])
+def test_an_old_triton_takes_its_own_row_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr("triton.__version__", version)
+    table = {80: "small", 90: "large", (90, backend.OLD): "large, for 3.6"}
+    backend._is_old.cache_clear()
+    try:
+        old = version.startswith("3.6.")
+        assert backend.tuned(table, 90) == ("large, for 3.6" if old else "large")
+        assert backend.tuned(table, 80) == "small"
+    finally:
+        backend._is_old.cache_clear()

@@ -21,6 +21,8 @@ KERNELS = [
     if importlib.util.find_spec(target.partition(":")[0] + "_triton") is not None
 ]
 FOLDER = Path(__file__).parents[2] / compiling.FOLDER
+# What the report of a version is of: by triton 3.6 of sm_90 alone, where spills are refused.
+REPORTED = {"sm_90"} if triton.__version__.startswith("3.6.") else {"sm_80", "sm_90"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,7 +47,11 @@ def known() -> dict:
 def hold(compilations: list[Compilation], architectures: tuple[int, ...] | None) -> None:
     report, found = compiling.compile_all(compilations, architectures)
     assert report and not found, "\n".join(found)
-    found = compiling.differences(report, known())
+    reported = {
+        name: {target: facts for target, facts in entries.items() if target in REPORTED}
+        for name, entries in report.items()
+    }
+    found = compiling.differences(reported, known())
     assert not found, "\n".join([*found, "python -m polyglyph.kernels.compiling --write"])
 
 
@@ -66,10 +72,9 @@ def test_the_report_covers_every_configuration_and_no_other() -> None:
     listed = compiling.list_compilations()
     every = [c for compilations in listed.values() for c in compilations]
     assert len({c.name for c in every}) == len(every)
-    assert {c.name for c in every} == set(known())
-    for compilation in every:
-        targets = {f"sm_{architecture}" for architecture in compilation.architectures}
-        assert targets == set(known()[compilation.name])
+    due = {c.name: {f"sm_{a}" for a in c.architectures} & REPORTED for c in every}
+    due = {name: targets for name, targets in due.items() if targets}
+    assert {name: set(entries) for name, entries in known().items()} == due
     for kernel, compilations in listed.items():
         shipped = {a for c in compilations for a in c.architectures}
         assert shipped >= {80, 90}, kernel
@@ -82,9 +87,10 @@ def test_the_gate_refuses_spills_shared_memory_and_missing_opcodes() -> None:
     spilled = compiling.Facts(255, 16, 24, 1024, {"HGMMA": 4, "STL": 2, "LDL": 4})
     assert "24 bytes spilled" in compiling.problems(promised, 90, spilled)[0]
     assert compiling.problems(promised, 80, spilled) == []
-    # What another triton spills stands in its own report, and is held to that.
     assert compiling.problems(promised, 90, spilled, "3.9.1")
-    assert compiling.problems(promised, 90, spilled, "3.6.0") == []
+    assert compiling.problems(promised, 90, spilled, "3.6.0")
+    # What another triton spills stands in its own report, and is held to that.
+    assert compiling.problems(promised, 90, spilled, "3.7.0") == []
     large = compiling.Facts(128, 0, 0, 232_449, {"HGMMA": 4})
     assert "232,449 bytes of shared memory" in compiling.problems(promised, 90, large)[0]
     assert compiling.problems(promised, 90, compiling.Facts(128, 0, 0, 0))[0].startswith("k sm_90")

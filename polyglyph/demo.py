@@ -7,14 +7,15 @@ by the world's checkers. Knows no network: it stands on the pipeline and on `eva
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from polyglyph.checkpoint import atomic_folder
+from polyglyph.assembly import load_parts
+from polyglyph.checkpoint import atomic_folder, find_checkpoint
 from polyglyph.data.shapes.claims import Verdict
 from polyglyph.data.shapes.examples import Example, check_prompt, make_example, verdict
 from polyglyph.data.sources.shapes import to_media, to_plain
@@ -57,6 +58,8 @@ ASKED = {
     "image_instruction_to_image": "image + instruction",
     "image_phrase_to_region": "image + phrase",
 }
+# Codecs of real media that come with the package; no model of it knows their codes.
+RICH = ("rich-image", "rich-audio")
 SPEECH = "Polyglyph reads and makes text, pictures, clips and sounds."
 PHOTOS = ("astronaut.png", "chelsea.png")  # inside scikit-image's wheel
 MOST_PIXELS = 640  # of a picture's longer side; a clip's is half of it
@@ -192,7 +195,8 @@ def tour(
     copies, errors = given_media(files)
     own, missing = own_media()
     notes += missing
-    copies = [c for c in own + copies if MODALITY_OF(c.original) in pipe.tokenizers]
+    through = with_codecs(own + copies, pipe.tokenizers)
+    copies = [copy for copy, _ in through]
     stops = plan(seed)
     possible = [s for s in stops if {s.to, *map(MODALITY_OF, s.parts)} <= set(pipe.tokenizers)]
     if len(possible) < len(stops):
@@ -202,9 +206,9 @@ def tour(
     for step, to in enumerate(targets):
         progress(step, n_steps, f"generating {to}")
         answer_all(pipe, [stop for stop in possible if stop.to == to])
-    for step, copy in enumerate(copies, len(targets)):
+    for step, (copy, tokenizer) in enumerate(through, len(targets)):
         progress(step, n_steps, f"reconstructing {copy.name}")
-        reconstruct(pipe.tokenizers[MODALITY_OF(copy.original)], copy)
+        reconstruct(tokenizer, copy)
     progress(n_steps - 1, n_steps, "writing the page")
     add_prompt_codes(pipe, possible)
     write_files(folder, possible, copies)
@@ -314,6 +318,28 @@ def given_media(files: Iterable[str | Path]) -> tuple[list[Copy], list[dict[str,
             kind = type(error).__name__
             errors.append({"source": str(path), "type": kind, "message": str(error)})
     return copies, errors
+
+
+def with_codecs(copies: Iterable[Copy], tokenizers: Mapping[str, Any]) -> list[tuple[Copy, Any]]:
+    """Each with the model's codec of its modality, then again with a rich one where there is one.
+
+    What no codec of the model carries is left out."""
+    rich = {
+        span: (name, tokenizer)
+        for name in RICH
+        for span, tokenizer in load_parts(find_checkpoint(name), name=name).tokenizers.items()
+    }
+    through: list[tuple[Copy, Any]] = []
+    for copy in copies:
+        span = MODALITY_OF(copy.original)
+        if span not in tokenizers:
+            continue
+        through.append((copy, tokenizers[span]))
+        if span in rich:
+            name, tokenizer = rich[span]
+            again = Copy(f"{copy.name}, by {name}", copy.original, notes=list(copy.notes))
+            through.append((again, tokenizer))
+    return through
 
 
 def _short_image(copy: Copy) -> None:

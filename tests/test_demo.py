@@ -183,9 +183,27 @@ def test_given_files_are_reconstructed_at_their_size_and_a_broken_one_spoils_not
     picture = load(out / rows["mine.png"]["file"])
     assert isinstance(picture, Image) and (picture.height, picture.width) == (53, 71)
     assert rows["mine.mp4"]["numbers"]["PSNR"].endswith("dB")
+    assert "mine.mp4, by rich-image" not in rows
     (error,) = summary["errors"]
     assert error["source"].endswith("broken.png") and error["type"] == "MediaError"
     assert "broken.png" in (out / "index.html").read_text("utf-8")
+
+
+def test_real_media_also_go_through_the_codecs_made_for_them(toured: tuple[Path, Any]) -> None:
+    """By the page's numbers, and by a picture that both codecs are given here."""
+    _, summary = toured
+    rows = {row["name"]: row for row in summary["reconstructions"]}
+    for name in ("rich-image", "rich-audio"):
+        assert any(row.endswith(f", by {name}") for row in rows)
+    ours, rich = rows["mine.png"], rows["mine.png, by rich-image"]
+    assert rich["numbers"]["codes"] == "63"  # 53 × 71 pixels in patches of 8 × 8
+    assert ours["file"] != rich["file"]
+    photographs = [row for row in rows if row.startswith("photograph") and "by rich" not in row]
+    psnr = {name: float(row["numbers"]["PSNR"].split()[0]) for name, row in rows.items()
+            if "PSNR" in row["numbers"]}  # fmt: skip
+    assert photographs
+    for name in photographs:
+        assert psnr[f"{name}, by rich-image"] > psnr[name] + 1
 
 
 def test_the_same_seed_gives_the_same_answers(checkpoint: Path, tmp_path: Path) -> None:

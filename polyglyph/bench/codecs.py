@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from polyglyph.bench.codec_rows import nearest, photographs, published, training, use
+from polyglyph.bench.codec_rows import nearest, photographs, published, speech, training, use
 from polyglyph.bench.runner import Bench, BenchResult, Progress
 
 Part = Callable[[bool, Callable[[str], None]], Iterator[BenchResult]]
 PARTS: tuple[Part, ...] = (
-    published.rows, nearest.rows, photographs.rows, training.rows, use.rows,
+    published.rows, nearest.rows, photographs.rows, speech.rows, training.rows, use.rows,
 )  # fmt: skip
 
 

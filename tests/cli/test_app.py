@@ -63,6 +63,8 @@ def test_nothing_given_shows_help(run: Any) -> None:
 def test_a_signal_ends_with_the_shell_s_status_and_a_json_object(signal: str, status: int) -> None:
     code = (
         "import os, signal, sys\n"
+        # A shell starts what it runs in the background with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from polyglyph.cli import app, inspecting\n"
         f"inspecting._reader = lambda path: os.kill(os.getpid(), signal.{signal})\n"
         "sys.exit(app.run(['inspect', 'x', '--json']))"

@@ -35,8 +35,8 @@ class Setting:
     n_batches: int = 80  # drawn once; then they come again
     n_held_out: int = 16
     rates: tuple[tuple[str, tuple[float, ...]], ...] = (
-        (OURS, (5e-4, 1e-3, 2e-3)),
-        (PEER, (5e-4, 1e-3, 2e-3)),
+        (OURS, (1e-3, 2e-3, 4e-3)),
+        (PEER, (2.5e-4, 5e-4, 1e-3)),
     )
 
 

@@ -20,7 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polyglyph.tokenizers.seanet import Analysis, Chain, ResidualUnit, State, Synthesis, is_folded
+from polyglyph.tokenizers.seanet import (
+    Analysis,
+    Chain,
+    Decoder,
+    Encoder,
+    ResidualUnit,
+    Synthesis,
+)
 
 _START = 0.1  # of a unit's usual output: nearly nothing, and never a direction without a length
 
@@ -45,51 +52,46 @@ def _flat_units(width: int, n_units: int, act: str) -> list[ResidualUnit]:
     return units
 
 
-class FlatEncoder(nn.Module):
+def _transform(widths: Sequence[int], strides: Sequence[int], n_channels: int) -> Tensor:
+    """The rows (D, n_channels·stride) that the one width D keeps."""
+    ((width,), (stride,)) = (widths, strides)
+    assert width <= n_channels * stride
+    return cosine_rows(stride, n_channels)[:width]
+
+
+class FlatEncoder(Encoder):
     """Sound (B, n_channels, S), S a multiple of the stride, to latents (B, D, F).
 
-    Arguments as in seanet.py's `Encoder`, with one stride and one width D ≤ n_channels·stride."""
+    Arguments as `Encoder`'s, with one stride and one width D ≤ n_channels·stride."""
 
     def __init__(
         self, widths: Sequence[int], strides: Sequence[int], n_units: Sequence[int],
         d_latent: int, act: str, taps: int, n_channels: int = 1,
     ) -> None:  # fmt: skip
-        super().__init__()
-        ((width,), (stride,)) = (widths, strides)
-        assert width == d_latent <= n_channels * stride
-        first = Analysis(width, stride, taps, n_channels)
-        with torch.no_grad():
-            weight = torch.zeros_like(first.conv.conv.weight)
-            weight[..., -1] = cosine_rows(stride, n_channels)[:width]
-            first.conv.conv.weight = weight
-        self.layers = Chain(first, *_flat_units(width, n_units[0], act))
-
-    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
-        return self.layers(x, state)
+        nn.Module.__init__(self)
+        assert d_latent == widths[0]
+        first = Analysis(d_latent, strides[0], taps, n_channels)
+        _start_as(first.conv.conv, _transform(widths, strides, n_channels))
+        self.layers = Chain(first, *_flat_units(d_latent, n_units[0], act))
 
 
-class FlatDecoder(nn.Module):
+class FlatDecoder(Decoder):
     """Latents (B, D, F) to sound (B, n_channels, S); arguments as in `FlatEncoder`."""
 
     def __init__(
         self, widths: Sequence[int], strides: Sequence[int], n_units: Sequence[int],
         d_latent: int, act: str, taps: int, n_channels: int = 1,
     ) -> None:  # fmt: skip
-        super().__init__()
-        ((width,), (stride,)) = (widths, strides)
-        assert width == d_latent <= n_channels * stride
-        last = Synthesis(width, stride, taps, n_channels)
-        with torch.no_grad():
-            weight = torch.zeros_like(last.conv.conv.weight)
-            weight[..., -1] = cosine_rows(stride, n_channels)[:width].t()
-            last.conv.conv.weight = weight
-        self.layers = Chain(*_flat_units(width, n_units[0], act), last)
+        nn.Module.__init__(self)
+        assert d_latent == widths[0]
+        last = Synthesis(d_latent, strides[0], taps, n_channels)
+        _start_as(last.conv.conv, _transform(widths, strides, n_channels).t())
+        self.layers = Chain(*_flat_units(d_latent, n_units[0], act), last)
 
-    def forward(self, z: Tensor, state: State | None = None) -> Tensor:
-        return self.layers(z, state)
 
-    @property
-    def last_weight(self) -> Tensor:
-        """The last filters' weight as a leaf, as in seanet.py."""
-        conv = self.layers[-1].conv.conv
-        return conv.parametrizations.weight.original1 if not is_folded(conv) else conv.weight
+@torch.no_grad()
+def _start_as(conv: nn.Module, matrix: Tensor) -> None:
+    """A convolution of the present block alone, by `matrix` (out, in)."""
+    weight = torch.zeros_like(conv.weight)
+    weight[..., -1] = matrix
+    conv.weight = weight  # through the weight norm

@@ -44,7 +44,7 @@ def prepare(
         ),
     ] = None,
     config: Annotated[
-        str | None, typer.Option("--config", help="Take those of a model run's [sequence].")
+        str | None, typer.Option("--config", help="Take those of a model run's config.")
     ] = None,
     sets: Sets = None,
     n: Annotated[
@@ -69,7 +69,7 @@ def prepare(
     """A corpus to shards of ids; run again, it makes what is missing.
 
     The folder keeps the codecs and the vocabulary under codecs/. Media of files are brought to the
-    [sequence.prompt_size] of the checkpoint or run, as prompts are.
+    prompt size of the checkpoint or run, as prompts are.
     """
     with command("prepare", as_json, debug) as outcome:
         from polyglyph.data.prepare import prepare as make_shards
@@ -91,21 +91,25 @@ def prepare(
                 progress=lambda done, of: tell(done, of, "preparing"),
             )
         _keep_codecs(Path(output) / CODECS, parts)
-        n_fitted = getattr(documents, "n_fitted", 0)
-        if n_fitted:
-            were = "1 medium was" if n_fitted == 1 else f"{n_fitted} media were"
-            outcome.note(f"note: {were} brought to the size of prompts")
-        for error in made.errors:
-            outcome.errors.append(error)
-            outcome.note(f"error: {error['message']}")
-            outcome.status = 2
-        counts = ("n_documents", "n_ids", "n_shards", "n_made")
-        outcome.add(path=printable(output), **{name: getattr(made, name) for name in counts})
-        outcome.note(
-            f"{printable(output)}: {counted(made.n_documents, 'document')}, "
-            f"{counted(made.n_ids, 'id')} in {counted(made.n_shards, 'shard')}, "
-            f"{made.n_made} of them new"
-        )
+        _tell_made(outcome, made, getattr(documents, "n_fitted", 0), printable(output))
+
+
+def _tell_made(outcome: Any, made: Any, n_fitted: int, output: str) -> None:
+    """What was made, what was brought to size and what failed."""
+    if n_fitted:
+        were = "1 medium was" if n_fitted == 1 else f"{n_fitted} media were"
+        outcome.note(f"note: {were} brought to the size of prompts")
+    for error in made.errors:
+        outcome.errors.append(error)
+        outcome.note(f"error: {error['message']}")
+        outcome.status = 2
+    counts = ("n_documents", "n_ids", "n_shards", "n_made")
+    outcome.add(path=output, **{name: getattr(made, name) for name in counts})
+    outcome.note(
+        f"{output}: {counted(made.n_documents, 'document')}, "
+        f"{counted(made.n_ids, 'id')} in {counted(made.n_shards, 'shard')}, "
+        f"{made.n_made} of them new"
+    )
 
 
 def _open(source: str, seed: int, options: list[str]) -> Any:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -12,6 +13,19 @@ import pytest
 def test_help_of_every_verb_is_shown_with_status_0(run: Any, verb: list[str]) -> None:
     done = run(*verb, "--help", checkpoint=False)
     assert done.status == 0 and "Usage: polyglyph" in done.out and not done.err
+
+
+def test_no_help_holds_what_the_page_would_take_for_markup() -> None:
+    """ "[sequence]" in a help text is a colour to what prints it, and vanishes."""
+    from typer.main import get_command
+
+    from polyglyph.cli.app import app
+
+    commands: Any = get_command(app)
+    for verb, command in commands.commands.items():
+        texts = [command.help, *(getattr(option, "help", None) for option in command.params)]
+        for text in filter(None, texts):
+            assert not re.search(r"(?<!\\)\[[a-z/#@][^\[]*\]", text), (verb, text)
 
 
 def test_verbs_that_are_not_built_are_not_there(run: Any) -> None:

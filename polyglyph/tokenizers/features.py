@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from polyglyph.checkpoint import load_tensors, read_tensor_metadata, shown
+from polyglyph.checkpoint import PACKAGED, load_tensors, read_tensor_metadata, shown
 from polyglyph.errors import FormatError, InputError
 from polyglyph.tokenizers.importers.weights import read_state
 from polyglyph.tokenizers.losses import ImageLossConfig
 
 SMALL_FILE = "features.safetensors"
+SHIPPED = PACKAGED / "features" / SMALL_FILE  # docs/reproduce.md says how it was made
 LEAST_SIDE = 16  # pixels; below it the deepest features of VGG16 are nothing
 
 # Convolutions of VGG16 by their number in its published state dict, "M" where pixels are pooled.
@@ -136,7 +137,7 @@ def perceptual_loss(config: ImageLossConfig) -> PerceptualLoss | None:
     if config.perceptual_net == "vgg16":
         return _vgg16_loss(str(config.perceptual_weights), config.perceptual_heads)
     if config.perceptual_net == "small":
-        return _small_loss(str(config.perceptual_weights))
+        return _small_loss(config.perceptual_weights or str(SHIPPED))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return PerceptualLoss(SmallFeatures(), None, "small net, random weights")

@@ -65,8 +65,8 @@ class ImageLossConfig(JudgedLossConfig):
     mean PSNR counts: a smooth picture's error weighs as much as a busy one's.
     perceptual: weight of the distance between features of a net (LPIPS, 1801.03924).
     perceptual_net: "vgg16" (perceptual_weights names its file, perceptual_heads the file of the
-    LPIPS heads), "small" (our own, trained on procedural pictures by the config `features`;
-    perceptual_weights names its file or run) or "random" (the small net untrained).
+    LPIPS heads), "small" (our own, trained on procedural pictures by the config `features`, as
+    shipped; perceptual_weights may name another file or run) or "random" (the same untrained).
     """
 
     l1: float = Field(1.0, ge=0)
@@ -85,11 +85,10 @@ class ImageLossConfig(JudgedLossConfig):
         net, weights = self.perceptual_net, self.perceptual_weights
         if self.perceptual and net is None:
             raise ValueError('perceptual needs perceptual_net: "vgg16", "small" or "random"')
-        if net in ("vgg16", "small") and weights is None:
-            made = "a VGG16 state dict" if net == "vgg16" else "what `train --config features` made"
+        if net == "vgg16" and weights is None:
             raise ValueError(
-                f'perceptual_net "{net}" needs perceptual_weights, the file of {made}; features '
-                'without training are perceptual_net "random"'
+                'perceptual_net "vgg16" needs perceptual_weights, the file of a VGG16 state dict; '
+                'features without them are perceptual_net "small"'
             )
         if net == "random" and weights is not None:
             raise ValueError('perceptual_net "random" takes no perceptual_weights')

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from polyglyph.checkpoint import load_tensors
 from polyglyph.errors import FormatError, InputError
 from polyglyph.tokenizers.features import (
+    SHIPPED,
     SMALL_FILE,
     PerceptualLoss,
     SmallFeatures,
@@ -124,6 +126,19 @@ def test_wrong_files_are_refused_by_name(tmp_path: Path) -> None:
 
 def small_config(path: Path) -> ImageLossConfig:
     return ImageLossConfig(perceptual=1.0, perceptual_net="small", perceptual_weights=str(path))
+
+
+def test_the_small_net_is_shipped_trained_and_says_so() -> None:
+    """Its distance is that of the shipped weights, and not that of an untrained net."""
+    loss = perceptual_loss(ImageLossConfig(perceptual=1.0, perceptual_net="small"))
+    random = perceptual_loss(ImageLossConfig(perceptual=1.0, perceptual_net="random"))
+    assert loss is not None and random is not None
+    assert "trained" in loss.label and "random" not in loss.label
+    net = SmallFeatures()
+    net.load_state_dict({k: v.float() for k, v in load_tensors(SHIPPED).items()})
+    x, y = pictures(18)
+    torch.testing.assert_close(loss(x, y), PerceptualLoss(net, None, "")(x, y))
+    assert abs(float(loss(x, y)) / float(random(x, y)) - 1) > 0.01
 
 
 def test_our_small_net_says_where_its_weights_are_from(tmp_path: Path) -> None:
